@@ -1,0 +1,1 @@
+//! Room `admin`: under construction.

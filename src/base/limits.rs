@@ -1,0 +1,84 @@
+//! Every maximum of the system. Queues and buffers take their bound from here or from the configuration,
+//! and nothing is ever allocated from a size that a peer declared.
+
+use std::time::Duration;
+
+/// The unit of O_DIRECT and of log frames.
+pub const BLOCK_BYTES: usize = 4096;
+/// A log segment file. Tests and simulations may choose smaller ones at `init`.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+/// The largest log frame, header and padding included; so also the largest transaction.
+pub const FRAME_BYTES_MAX: usize = 16 << 20;
+/// A group of commands is sealed at the latest when it has grown to this size.
+pub const GROUP_BYTES_SOFT: usize = 1 << 20;
+/// Frames on their way to the disk at the same time (calibration chooses within it).
+pub const FRAMES_IN_FLIGHT_MAX: usize = 16;
+/// Sealed frames kept in memory for senders; older ones are read from the segments.
+pub const RECENT_LOG_BYTES: usize = 16 << 20;
+
+/// A page of the store.
+pub const PAGE_BYTES: usize = 16 << 10;
+/// Virtual shards of a cluster.
+pub const SHARDS_DEFAULT: u16 = 64;
+pub const SHARDS_MAX: u16 = 256;
+
+/// Longest user key.
+pub const KEY_BYTES_MAX: usize = 4096;
+/// Longest value of one string.
+pub const VALUE_BYTES_MAX: usize = 8 << 20;
+
+/// Nodes of a cluster, cascades included.
+pub const NODES_MAX: usize = 32;
+/// Standbys that stream directly from a primary.
+pub const DIRECT_STANDBYS_MAX: usize = 8;
+/// Voters of a policy generation, leader included.
+pub const VOTERS_MAX: usize = 9;
+/// Entries of the term history kept in the control file.
+pub const HISTORY_MAX: usize = 256;
+
+/// Clients served at once when the configuration says nothing.
+pub const CLIENTS_DEFAULT: usize = 10_000;
+/// A request before authentication: arguments and bytes (the Valkey rule).
+pub const UNAUTHENTICATED_ARGS_MAX: usize = 10;
+pub const UNAUTHENTICATED_BYTES_MAX: usize = 16 << 10;
+/// Arguments of one request, and the longest inline request.
+pub const REQUEST_ARGS_MAX: usize = 1 << 16;
+pub const INLINE_BYTES_MAX: usize = 64 << 10;
+/// One argument of a request.
+pub const ARGUMENT_BYTES_MAX: usize = VALUE_BYTES_MAX;
+/// One whole request.
+pub const REQUEST_BYTES_MAX: usize = 12 << 20;
+/// Commands queued between MULTI and EXEC, and their bytes.
+pub const QUEUED_COMMANDS_MAX: usize = 1 << 16;
+/// A client's unsent replies; past it the client is read no further.
+pub const CLIENT_OUTPUT_BYTES_SOFT: usize = 256 << 10;
+
+/// A message between peers, the log frames it carries included.
+pub const PEER_MESSAGE_BYTES_MAX: usize = FRAME_BYTES_MAX + (64 << 10);
+/// Log bytes sent to one standby and not yet acknowledged as written.
+pub const SEND_WINDOW_BYTES: u64 = 32 << 20;
+/// An admin request or reply line.
+pub const ADMIN_LINE_BYTES_MAX: usize = 1 << 20;
+
+/// How often a leader proves that it is alive.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(200);
+/// How long one grant of the read lease lasts (`protocol` 2.10).
+pub const LEASE: Duration = Duration::from_millis(1000);
+/// A peer that says nothing for this long is taken as unreachable.
+pub const PEER_SILENCE_MAX: Duration = Duration::from_millis(3000);
+/// First wait before dialling a peer again, doubled up to the maximum.
+pub const REDIAL_MIN: Duration = Duration::from_millis(50);
+pub const REDIAL_MAX: Duration = Duration::from_millis(1000);
+/// A peer that does not finish its handshake in time is dropped.
+pub const HANDSHAKE_MAX: Duration = Duration::from_secs(3);
+
+const _: () = assert!(FRAME_BYTES_MAX as u64 <= SEGMENT_BYTES);
+const _: () = assert!(VALUE_BYTES_MAX + KEY_BYTES_MAX * 2 + BLOCK_BYTES * 2 <= FRAME_BYTES_MAX);
+const _: () = assert!(GROUP_BYTES_SOFT <= FRAME_BYTES_MAX);
+const _: () = assert!(REQUEST_BYTES_MAX > ARGUMENT_BYTES_MAX && REQUEST_BYTES_MAX < FRAME_BYTES_MAX);
+const _: () = assert!(PEER_MESSAGE_BYTES_MAX > FRAME_BYTES_MAX);
+const _: () = assert!(HEARTBEAT_EVERY.as_millis() * 4 <= LEASE.as_millis());
+const _: () = assert!(LEASE.as_millis() < PEER_SILENCE_MAX.as_millis());
+const _: () = assert!(DIRECT_STANDBYS_MAX < VOTERS_MAX + 1 && VOTERS_MAX <= NODES_MAX);
+const _: () = assert!(SHARDS_DEFAULT <= SHARDS_MAX);

@@ -1,0 +1,1 @@
+//! Room `cluster`: under construction.

@@ -1,0 +1,1 @@
+//! Room `load`: under construction.

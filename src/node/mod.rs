@@ -1,0 +1,1 @@
+//! Room `node`: under construction.

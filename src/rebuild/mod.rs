@@ -1,0 +1,1 @@
+//! Room `rebuild`: under construction.

@@ -1,0 +1,1 @@
+//! Room `redo`: under construction.

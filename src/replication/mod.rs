@@ -1,0 +1,1 @@
+//! Room `replication`: under construction.

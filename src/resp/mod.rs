@@ -1,0 +1,1 @@
+//! Room `resp`: under construction.

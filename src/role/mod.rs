@@ -1,0 +1,1 @@
+//! Room `role`: under construction.
