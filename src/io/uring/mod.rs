@@ -1,1 +1,5 @@
 //! The kernel ring backend.
+
+mod pool;
+
+pub use pool::LentBuffer;
