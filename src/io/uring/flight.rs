@@ -97,15 +97,38 @@ pub(super) struct Writing {
 pub(super) enum Flight {
     Read(Reading),
     Write(Writing),
-    Flush { token: Token, file: u32, fd: RawFd },
-    Accept { listener: u32, fd: RawFd, multishot: bool },
-    Connect { token: Token, fd: OwnedFd, addr: SocketAddr, name: Box<Name> },
+    Flush {
+        token: Token,
+        file: u32,
+        fd: RawFd,
+    },
+    Accept {
+        listener: u32,
+        fd: RawFd,
+        multishot: bool,
+    },
+    Connect {
+        token: Token,
+        fd: OwnedFd,
+        addr: SocketAddr,
+        name: Box<Name>,
+    },
     /// Into the shared buffers, again and again until it is told otherwise.
-    ReceiveMany { conn: ConnId, fd: RawFd },
+    ReceiveMany {
+        conn: ConnId,
+        fd: RawFd,
+    },
     /// Once, into a buffer of its own.
-    ReceiveOnce { conn: ConnId, fd: RawFd, into: Vec<u8> },
+    ReceiveOnce {
+        conn: ConnId,
+        fd: RawFd,
+        into: Vec<u8>,
+    },
     Send(Sending),
-    Wake { fd: RawFd, count: Box<u64> },
+    Wake {
+        fd: RawFd,
+        count: Box<u64>,
+    },
 }
 
 impl Flight {

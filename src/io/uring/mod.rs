@@ -82,11 +82,14 @@ impl UringSeam {
     pub fn new(config: UringConfig) -> io::Result<UringSeam> {
         let ring = Ring::open(config.entries)?;
         let mut warnings = Vec::new();
-        let pool = config.shared_buffers.then(|| Rc::new(BufferPool::new(config.buffers, config.buffer_bytes)));
+        let pool =
+            config.shared_buffers.then(|| Rc::new(BufferPool::new(config.buffers, config.buffer_bytes)));
         let pool = pool.filter(|pool| match ring.offer_buffers(pool) {
             Ok(()) => true,
             Err(error) => {
-                warnings.push(format!("the kernel takes no shared receive buffers ({error}): receives are slower"));
+                warnings.push(format!(
+                    "the kernel takes no shared receive buffers ({error}): receives are slower"
+                ));
                 false
             }
         });

@@ -348,8 +348,7 @@ impl UringSeam {
             Outgoing::Owned(_) => None,
             Outgoing::Shared { .. } => Some(self.net.gathers.pop().unwrap_or_else(Gather::new)),
         };
-        let sending =
-            Sending { conn: id, fd, token, data, sent: 0, total, gather, zero_copy, round: None };
+        let sending = Sending { conn: id, fd, token, data, sent: 0, total, gather, zero_copy, round: None };
         let key = self.launch(Flight::Send(sending));
         self.net.get(id).expect("it was there").send = Some(key);
     }

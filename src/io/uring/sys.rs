@@ -242,10 +242,8 @@ mod tests {
         let mut value: libc::c_int = 0;
         let mut size = size_of::<libc::c_int>() as libc::socklen_t;
         // SAFETY: `value` has room for `size` bytes.
-        check(unsafe {
-            libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut value).cast(), &mut size)
-        })
-        .unwrap();
+        check(unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut value).cast(), &mut size) })
+            .unwrap();
         value
     }
 

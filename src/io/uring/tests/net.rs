@@ -432,7 +432,9 @@ fn the_child_without_descriptors() {
     seam.submit(Op::Accept { listener });
     let extra = TcpStream::connect(addr).unwrap();
     let wanted = extra.local_addr().unwrap();
-    inbox.wait(&mut seam, |event| matches!(event, Event::Accepted { peer, .. } if *peer == wanted).then_some(()));
+    inbox.wait(&mut seam, |event| {
+        matches!(event, Event::Accepted { peer, .. } if *peer == wanted).then_some(())
+    });
 }
 
 #[test]
