@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::uring::LentBuffer;
 use crate::base::{AlignedBuf, Mono, SharedSlice, WallMs};
 
 /// Chosen by the submitter, handed back in the event.
@@ -125,7 +126,7 @@ pub enum CloseReason {
 pub enum ReceivedBytes {
     Owned(Vec<u8>),
     /// A ring buffer lent by the backend.
-    Lent(Box<dyn Deref<Target = [u8]>>),
+    Lent(LentBuffer),
 }
 
 impl Deref for ReceivedBytes {
