@@ -11,7 +11,7 @@ use super::units::{duration, show_duration, show_size, size};
 use super::written::{self, Entry, Raw, Section, Written};
 use crate::base::NodeId;
 use crate::base::limits::{
-    CLIENTS_DEFAULT, FRAMES_IN_FLIGHT_MAX, NODES_MAX, SEGMENT_BYTES, SEGMENT_BYTES_MIN, SHARDS_DEFAULT,
+    CLIENTS_DEFAULT, DIRECT_STANDBYS_MAX, FRAMES_IN_FLIGHT_MAX, NODES_MAX, SEGMENT_BYTES, SEGMENT_BYTES_MIN, SHARDS_DEFAULT,
     SHARDS_MAX,
 };
 
@@ -72,6 +72,24 @@ pub enum Degrade {
     After(Duration),
 }
 
+impl Reads {
+    pub fn name(self) -> &'static str {
+        match self {
+            Reads::Linearizable => "linearizable",
+            Reads::Local => "local",
+        }
+    }
+}
+
+impl fmt::Display for Degrade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Degrade::Never => f.write_str("never"),
+            Degrade::After(time) => write!(f, "after {}", show_duration(*time)),
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WalSync {
     /// Calibrated at start, and said in the log.
@@ -80,10 +98,29 @@ pub enum WalSync {
     Fdatasync,
 }
 
+impl WalSync {
+    pub fn name(self) -> &'static str {
+        match self {
+            WalSync::Auto => "auto",
+            WalSync::Dsync => "dsync",
+            WalSync::Fdatasync => "fdatasync",
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogFormat {
     Human,
     Json,
+}
+
+impl LogFormat {
+    pub fn name(self) -> &'static str {
+        match self {
+            LogFormat::Human => "human",
+            LogFormat::Json => "json",
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -192,6 +229,40 @@ impl Config {
 
     pub fn is_voter(&self, node: NodeId) -> bool {
         self.sync.voters.contains(&node)
+    }
+
+    /// Every key with the value in force, as it would be written; secrets only say that they are set.
+    pub fn describe(&self) -> Vec<(&'static str, String)> {
+        let secret = |secret: &Option<Secret>| if secret.is_some() { "set" } else { "none" }.to_string();
+        let time = |time: Option<Duration>| time.map_or_else(|| "none".into(), show_duration);
+        vec![
+            ("cluster", self.cluster.clone()),
+            ("node", self.node.to_string()),
+            ("data", self.data.display().to_string()),
+            ("client_listen", self.client_listen.to_string()),
+            ("peer_listen", self.peer_listen.to_string()),
+            ("http_listen", self.http_listen.map_or_else(|| "none".into(), |address| address.to_string())),
+            ("cores", self.cores.to_string()),
+            ("memory", show_size(self.memory)),
+            ("sync", self.sync.to_string()),
+            ("degrade", self.degrade.to_string()),
+            ("commit", self.commit.name().into()),
+            ("commit_timeout", show_duration(self.commit_timeout)),
+            ("reads", self.reads.name().into()),
+            ("client_password", secret(&self.client_password)),
+            ("peer_secret", secret(&self.peer_secret)),
+            ("max_clients", self.max_clients.to_string()),
+            ("log_retention", self.log_retention.map_or_else(|| "max(16GiB, 10% of disk)".into(), show_size)),
+            ("shards", self.shards.to_string()),
+            ("segment_bytes", show_size(self.segment_bytes)),
+            ("staleness_bound", time(self.staleness_bound)),
+            ("wal_sync", self.wal_sync.name().into()),
+            ("frames_in_flight", self.frames_in_flight.map_or_else(|| "calibrated".into(), |n| n.to_string())),
+            ("store", "none".into()),
+            ("log_level", self.log_level.name().into()),
+            ("log_format", self.log_format.name().into()),
+            ("member", self.members.iter().map(|m| format!("{}@{}", m.node, m.peer)).collect::<Vec<_>>().join(", ")),
+        ]
     }
 }
 
@@ -372,13 +443,12 @@ impl Checker<'_> {
         self.distinct_ports(client_listen, peer_listen, http_listen);
 
         let members = self.members(written, node, client_listen, peer_listen);
-        let ids: Vec<NodeId> = members.iter().map(|member| member.node).collect();
-        let sync = self.sync(&ids);
+        let sync = self.sync(&members);
         let degrade = self.degrade();
 
         let peer_secret = self.sized_text("peer_secret", 16, 512).map(Secret);
         let client_password = self.sized_text("client_password", 1, 512).map(Secret);
-        self.exposure(peer_listen, http_listen, peer_secret.is_some(), &members);
+        self.exposure(client_listen, peer_listen, http_listen, peer_secret.is_some(), &members);
         self.store();
 
         let segment_bytes = self.size("segment_bytes", SEGMENT_BYTES_MIN, 1 << 30).unwrap_or(SEGMENT_BYTES);
@@ -480,14 +550,19 @@ impl Checker<'_> {
         self.top.get(key).map_or(0, |entry| entry.line)
     }
 
-    fn sync(&mut self, members: &[NodeId]) -> SyncRule {
-        let default = SyncRule::default_for(members);
+    /// Cascaded standbys never vote: only directly connected voters count (`protocol` 2.3).
+    fn sync(&mut self, members: &[Member]) -> SyncRule {
+        let direct: Vec<NodeId> =
+            members.iter().filter(|member| member.upstream.is_none()).map(|member| member.node).collect();
+        let default = SyncRule::default_for(&direct);
         let wanted = "write ANY k (1, 2, 3) or FIRST k (1, 2, 3) in double quotes";
         let Some((line, text)) = self.text("sync", wanted) else { return default };
-        sync::parse(&text, members).unwrap_or_else(|(what, hint)| {
-            self.mistakes.push(line, "sync", what, hint);
-            default
-        })
+        let (what, hint) = match sync::parse(&text, &direct) {
+            Ok(rule) => return rule,
+            Err(why) => why,
+        };
+        self.mistakes.push(line, "sync", what, hint);
+        default
     }
 
     fn degrade(&mut self) -> Degrade {
@@ -519,22 +594,24 @@ impl Checker<'_> {
     }
 
     /// A port that others can reach must not trust whoever connects (`protocol` section 8).
-    fn exposure(&mut self, peer: SocketAddr, http: Option<SocketAddr>, secret: bool, members: &[Member]) {
+    fn exposure(
+        &mut self,
+        client: SocketAddr,
+        peer: SocketAddr,
+        http: Option<SocketAddr>,
+        secret: bool,
+        members: &[Member],
+    ) {
         if !peer.ip().is_loopback() && !secret {
             let hint =
                 "add the same peer_secret = \"...\" (16 bytes or more) on every node, or listen on 127.0.0.1";
             let what = format!("{peer} is reachable from outside and no peer_secret is set");
             self.mistakes.push(self.line("peer_listen"), "peer_listen", what, hint);
         }
-        let client = self.top.get("client_listen").map(|entry| (entry.line, entry.value.clone()));
-        if let Some((line, Raw::Text(text))) = client
-            && text.trim().parse::<SocketAddr>().is_ok_and(|address| !address.ip().is_loopback())
-            && !secret
-        {
-            let hint =
-                "add peer_secret (and client_password, if clients must log in), or listen on 127.0.0.1";
-            let what = format!("{text} is reachable from outside and no peer_secret is set");
-            self.mistakes.push(line, "client_listen", what, hint);
+        if !client.ip().is_loopback() && !secret {
+            let hint = "add peer_secret (and client_password, if clients must log in), or listen on 127.0.0.1";
+            let what = format!("{client} is reachable from outside and no peer_secret is set");
+            self.mistakes.push(self.line("client_listen"), "client_listen", what, hint);
         }
         if let Some(http) = http
             && !http.ip().is_loopback()
@@ -596,6 +673,11 @@ impl Checker<'_> {
             }
         }
         self.upstreams(&members);
+        let direct = members.iter().filter(|(_, member)| member.upstream.is_none());
+        if let Some((line, _)) = direct.clone().nth(DIRECT_STANDBYS_MAX + 1) {
+            let what = format!("{} members stream from the primary, {DIRECT_STANDBYS_MAX} may", direct.count() - 1);
+            self.mistakes.push(*line, "member", what, "give the others an upstream: they become cascaded standbys");
+        }
         if let Some(node) = node
             && members.len() == written.members.len()
             && members.iter().all(|(_, member)| member.node != node)

@@ -19,6 +19,8 @@ pub mod mistake;
 pub mod sync;
 pub mod units;
 pub mod written;
+#[cfg(test)]
+mod tests;
 
 pub use keys::{KEYS, Key, MEMBER_KEYS};
 pub use meant::{CommitLevel, Config, Degrade, LogFormat, LogLevel, Member, Reads, Secret, WalSync, parse};
