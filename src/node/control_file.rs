@@ -53,7 +53,7 @@ impl ControlFile {
                 ControlCopy::B => self.files[1],
             };
             let data = writing.image.clone();
-            seam.submit(Op::Write { token: token::control(writing.generation), file, offset: 0, data, durable: true });
+            seam.submit(Op::Write { token: token::control(), file, offset: 0, data, durable: true });
         }
     }
 

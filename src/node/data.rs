@@ -243,7 +243,7 @@ impl<S: Seam> Node<S> {
             self.data.superblock_busy = true;
             let file = self.data.superblock;
             let (offset, data) = (image.slot_offset, image.data);
-            self.seam.submit(Op::Write { token: token::superblock(0), file, offset, data, durable: true });
+            self.seam.submit(Op::Write { token: token::superblock(), file, offset, data, durable: true });
         }
         more
     }

@@ -16,7 +16,7 @@ const PAGE_FLUSH: u64 = 6;
 const SUPERBLOCK: u64 = 7;
 const LOG_READ: u64 = 8;
 const CONTROL: u64 = 9;
-const TAIL: u64 = 10;
+const PAGE_GROW: u64 = 10;
 
 /// A token taken apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,13 +32,11 @@ pub enum Purpose {
     PageRead(u64),
     PageWrite(u64),
     PageFlush(u64),
-    /// 0: write, 1: flush.
-    Superblock(u64),
+    PageGrow,
+    Superblock,
     /// Reading the log for somebody who is behind.
     LogRead(u64),
-    /// Step of a control file write.
-    Control(u64),
-    Tail(u64),
+    Control,
     Unknown,
 }
 
@@ -65,17 +63,17 @@ pub fn page_write(page: u64) -> Token {
 pub fn page_flush(round: u64) -> Token {
     make(PAGE_FLUSH, round)
 }
-pub fn superblock(step: u64) -> Token {
-    make(SUPERBLOCK, step)
+pub fn page_grow() -> Token {
+    make(PAGE_GROW, 0)
+}
+pub fn superblock() -> Token {
+    make(SUPERBLOCK, 0)
 }
 pub fn log_read(id: u64) -> Token {
     make(LOG_READ, id)
 }
-pub fn control(step: u64) -> Token {
-    make(CONTROL, step)
-}
-pub fn tail(step: u64) -> Token {
-    make(TAIL, step)
+pub fn control() -> Token {
+    make(CONTROL, 0)
 }
 
 pub fn purpose(token: Token) -> Purpose {
@@ -88,10 +86,10 @@ pub fn purpose(token: Token) -> Purpose {
         PAGE_READ => Purpose::PageRead(id),
         PAGE_WRITE => Purpose::PageWrite(id),
         PAGE_FLUSH => Purpose::PageFlush(id),
-        SUPERBLOCK => Purpose::Superblock(id),
+        PAGE_GROW => Purpose::PageGrow,
+        SUPERBLOCK => Purpose::Superblock,
         LOG_READ => Purpose::LogRead(id),
-        CONTROL => Purpose::Control(id),
-        TAIL => Purpose::Tail(id),
+        CONTROL => Purpose::Control,
         _ => Purpose::Unknown,
     }
 }
