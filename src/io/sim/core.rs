@@ -337,7 +337,7 @@ impl Core {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        let wanted = wanted.map(|at| at.max(h.busy_until)).filter(|at| *at != u64::MAX);
+        let wanted = wanted.map(|at| at.max(h.busy_until).max(self.now)).filter(|at| *at != u64::MAX);
         if h.paused || wanted == process.turn_at {
             return;
         }

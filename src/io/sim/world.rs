@@ -18,7 +18,7 @@ use crate::base::Mono;
 pub struct HostId(pub u16);
 
 /// What [`World::next`] came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Due {
     /// The process of this host takes a turn now.
     Turn(HostId),
@@ -329,11 +329,19 @@ impl World {
         self.core.borrow().buggified.clone()
     }
 
-    /// Carries out one step of a plan. [`Fault::Start`] is the harness's own work and does nothing here.
+    /// Carries out one step of a plan. Starting a process is the harness's own work.
     pub fn apply(&self, fault: &Fault) {
         self.core.borrow_mut().stats.faults_applied += 1;
         match *fault {
-            Fault::Start(_) => {}
+            Fault::Start(host) => {
+                let h = &mut self.core.borrow_mut().hosts[index(host)];
+                h.crash_at = h.crash_at.filter(|_| h.dying);
+            }
+            Fault::CrashAfter { host, ops, crash } => {
+                if self.is_up(host) {
+                    self.crash_after_ops(host, ops, crash);
+                }
+            }
             Fault::Kill(host) => self.kill(host),
             Fault::PowerCut(host) => self.power_cut(host),
             Fault::Pause(host) => self.pause(host),
