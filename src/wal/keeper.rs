@@ -28,7 +28,7 @@ pub struct KeeperConfig {
 /// What the keeper asks the node to do in the log folder. Each `id` is answered by [`SegmentKeeper::completed`].
 #[derive(Debug)]
 pub enum KeeperEffect {
-    /// Create the file; when it exists, it is of no use: start it over.
+    /// Create the file, which is not there yet.
     Create {
         id: u64,
         file: LogFile,
@@ -85,7 +85,7 @@ pub struct SegmentKeeper {
     segments: BTreeSet<u64>,
     spares: BTreeMap<u32, Spare>,
     wanted: BTreeSet<u64>,
-    /// Renamed into place, folder not yet synced.
+    /// In place, but the folder is not synced since.
     placed: Vec<u64>,
     ready: Vec<u64>,
     unsynced: bool,
@@ -133,10 +133,12 @@ impl SegmentKeeper {
 
     /// The log wants this segment in place. Reported by [`SegmentKeeper::next_ready`].
     pub fn ensure(&mut self, segment: u64) {
-        if self.segments.contains(&segment) && !self.placed.contains(&segment) {
-            self.ready.push(segment);
-        } else {
+        if !self.segments.contains(&segment) {
             self.wanted.insert(segment);
+        } else if !self.unsynced {
+            self.ready.push(segment);
+        } else if !self.placed.contains(&segment) {
+            self.placed.push(segment);
         }
     }
 
@@ -231,7 +233,7 @@ impl SegmentKeeper {
         self.make_step()
     }
 
-    /// Lets the oldest segment go when it is not required and the budget is spent, or a spare is urgently needed.
+    /// Lets the oldest segment go when it is not required and the budget is spent.
     fn recycle_step(&self) -> Option<Step> {
         let oldest = *self.segments.first()?;
         let end = (oldest + 1).checked_mul(self.config.segment_bytes)?;
