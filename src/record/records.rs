@@ -199,6 +199,11 @@ impl<'a> RecordReader<'a> {
         RecordReader { rest: payload }
     }
 
+    /// Bytes not walked yet: the place of the next record, counted from the end of the payload.
+    pub fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
     fn step(&mut self) -> Result<(Record<'a>, bool), Corrupt> {
         let (head, rest) =
             self.rest.split_at_checked(RECORD_HEAD).ok_or(Corrupt("record head is cut off"))?;
