@@ -4,10 +4,10 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::lineage;
-use super::wire::{FramesHead, HistoryEntries, LogTip};
+use super::wire::{FramesHead, LogTip};
 use crate::base::{ClusterId, Lsn, Term};
 use crate::record::{Corrupt, FrameHeader};
+use crate::role::History;
 
 /// A frame that may be written at `header.first`: verified, in its place, in the right term.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,12 +65,12 @@ impl std::error::Error for ChainError {}
 #[derive(Clone, Debug)]
 pub struct Chain {
     cluster: ClusterId,
-    history: HistoryEntries,
+    history: History,
     tip: LogTip,
 }
 
 impl Chain {
-    pub fn new(cluster: ClusterId, history: HistoryEntries, tip: LogTip) -> Chain {
+    pub fn new(cluster: ClusterId, history: History, tip: LogTip) -> Chain {
         Chain { cluster, history, tip }
     }
 
@@ -78,8 +78,14 @@ impl Chain {
         self.tip
     }
 
-    pub fn history(&self) -> &[(Term, Lsn)] {
+    pub fn history(&self) -> &History {
         &self.history
+    }
+
+    /// Back to an earlier tip of the same chain.
+    pub(super) fn rewind(&mut self, tip: LogTip) {
+        assert!(tip.end <= self.tip.end);
+        self.tip = tip;
     }
 
     /// Cuts `bytes` into frames and checks each. All or nothing: on an error the chain stays where it was.
@@ -115,7 +121,7 @@ impl Chain {
         if header.previous != tip.digest {
             return Err(ChainError::BrokenChain { at: header.first });
         }
-        let history = lineage::term_at(&self.history, header.first);
+        let history = self.history.term_at(header.first);
         if history != Some(header.term) {
             return Err(ChainError::WrongTerm { at: header.first, frame: header.term, history });
         }

@@ -20,7 +20,9 @@ use std::fmt;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use super::wire::{Challenge, GoodbyeReason, Hello, Message, Stamped, VERSION_MAX, VERSION_MIN};
+use super::wire::{
+    Challenge, ENVELOPE_BYTES, GoodbyeReason, Hello, Message, Stamped, VERSION_MAX, VERSION_MIN, encode,
+};
 use crate::base::{ClusterId, Incarnation, NodeId, Term};
 
 /// The shared secret of a cluster's peers. Never shown.
@@ -135,7 +137,7 @@ pub enum HandshakeError {
     },
     /// The address leads back to this node.
     SelfConnection,
-    /// A copied data folder.
+    /// The incarnation (or the node id) is in use elsewhere: a copied data folder.
     DuplicateIncarnation(Peer),
     /// Something else than the next handshake message.
     Unexpected(&'static str),
@@ -164,7 +166,7 @@ impl fmt::Display for HandshakeError {
             HandshakeError::SelfConnection => write!(f, "the address leads back to this node"),
             HandshakeError::DuplicateIncarnation(peer) => write!(
                 f,
-                "incarnation {} of node {} is in use elsewhere: a copied data folder must be rebuilt",
+                "incarnation {} or node id {} is in use elsewhere: a copied data folder must be rebuilt",
                 peer.incarnation, peer.node
             ),
             HandshakeError::Unexpected(what) => write!(f, "unexpected message in the handshake: {what}"),
@@ -248,11 +250,61 @@ impl Dialer {
     /// `admit` is asked once, for an authenticated peer.
     pub fn on_message(
         &mut self,
-        _stamped: &Stamped,
-        _message: Message,
-        _admit: &dyn Fn(&Peer) -> Admission,
+        stamped: &Stamped,
+        message: Message,
+        admit: &dyn Fn(&Peer) -> Admission,
     ) -> Turn {
-        unreachable!("the body follows")
+        match (std::mem::replace(&mut self.state, DialerState::Over), message) {
+            (DialerState::Over, _) => failed(HandshakeError::Unexpected("the handshake is over")),
+            (_, Message::Goodbye { reason, text }) => failed(HandshakeError::Refused { reason, text }),
+            (DialerState::AwaitChallenge, Message::Challenge(challenge)) => {
+                match self.judge(stamped, &challenge) {
+                    Ok(()) => {
+                        let proof = self.transcript(stamped, &challenge).prove(&self.secret, DIALER);
+                        self.state = DialerState::AwaitWelcome { challenge, theirs: *stamped };
+                        Turn::Send(Message::Proof(proof))
+                    }
+                    Err(error) => failed(error),
+                }
+            }
+            (DialerState::AwaitWelcome { challenge, theirs }, Message::Welcome(mac)) => {
+                if *stamped != theirs {
+                    return failed(HandshakeError::Unexpected("the envelope changed"));
+                }
+                if !self.transcript(&theirs, &challenge).holds(&self.secret, ACCEPTOR, &mac) {
+                    return failed(HandshakeError::BadProof);
+                }
+                let peer =
+                    Peer { node: challenge.node, incarnation: challenge.incarnation, run: challenge.run };
+                match refused(admit(&peer), peer) {
+                    Some(error) => failed(error),
+                    None => Turn::Established {
+                        session: session(&self.identity, &theirs, peer, challenge.version, true),
+                        send: None,
+                    },
+                }
+            }
+            _ => failed(HandshakeError::Unexpected("not the next message for a dialer")),
+        }
+    }
+
+    fn judge(&self, theirs: &Stamped, challenge: &Challenge) -> Result<(), HandshakeError> {
+        same_cluster(&self.identity, theirs)?;
+        let peer = Peer { node: challenge.node, incarnation: challenge.incarnation, run: challenge.run };
+        not_myself(&self.identity, &peer)?;
+        if challenge.node != self.hello.wants {
+            return Err(HandshakeError::WrongNode { wanted: self.hello.wants, found: challenge.node });
+        }
+        let range = (challenge.version_min, challenge.version_max);
+        if common_version((self.hello.version_min, self.hello.version_max), range) != Some(challenge.version)
+        {
+            return Err(HandshakeError::NoCommonVersion { theirs: range });
+        }
+        Ok(())
+    }
+
+    fn transcript(&self, theirs: &Stamped, challenge: &Challenge) -> Transcript {
+        Transcript::new(&self.identity.stamped(), &self.hello, theirs, challenge)
     }
 }
 
@@ -286,10 +338,134 @@ impl Acceptor {
     /// `admit` is asked once, for an authenticated peer.
     pub fn on_message(
         &mut self,
-        _stamped: &Stamped,
-        _message: Message,
-        _admit: &dyn Fn(&Peer) -> Admission,
+        stamped: &Stamped,
+        message: Message,
+        admit: &dyn Fn(&Peer) -> Admission,
     ) -> Turn {
-        unreachable!("the body follows")
+        match (std::mem::replace(&mut self.state, AcceptorState::Over), message) {
+            (AcceptorState::Over, _) => failed(HandshakeError::Unexpected("the handshake is over")),
+            (_, Message::Goodbye { reason, text }) => failed(HandshakeError::Refused { reason, text }),
+            (AcceptorState::AwaitHello, Message::Hello(hello)) => match self.judge(stamped, &hello) {
+                Ok(challenge) => {
+                    self.state = AcceptorState::AwaitProof { hello, theirs: *stamped, challenge };
+                    Turn::Send(Message::Challenge(challenge))
+                }
+                Err(error) => failed(error),
+            },
+            (AcceptorState::AwaitProof { hello, theirs, challenge }, Message::Proof(mac)) => {
+                if *stamped != theirs {
+                    return failed(HandshakeError::Unexpected("the envelope changed"));
+                }
+                let transcript = Transcript::new(&theirs, &hello, &self.identity.stamped(), &challenge);
+                if !transcript.holds(&self.secret, DIALER, &mac) {
+                    return failed(HandshakeError::BadProof);
+                }
+                let peer = Peer { node: hello.node, incarnation: hello.incarnation, run: hello.run };
+                match refused(admit(&peer), peer) {
+                    Some(error) => failed(error),
+                    None => Turn::Established {
+                        session: session(&self.identity, &theirs, peer, challenge.version, false),
+                        send: Some(Message::Welcome(transcript.prove(&self.secret, ACCEPTOR))),
+                    },
+                }
+            }
+            _ => failed(HandshakeError::Unexpected("not the next message for an acceptor")),
+        }
     }
+
+    fn judge(&self, theirs: &Stamped, hello: &Hello) -> Result<Challenge, HandshakeError> {
+        same_cluster(&self.identity, theirs)?;
+        let peer = Peer { node: hello.node, incarnation: hello.incarnation, run: hello.run };
+        not_myself(&self.identity, &peer)?;
+        if hello.wants != self.identity.node {
+            return Err(HandshakeError::WrongNode { wanted: hello.wants, found: self.identity.node });
+        }
+        let range = (hello.version_min, hello.version_max);
+        let version = common_version((VERSION_MIN, VERSION_MAX), range)
+            .ok_or(HandshakeError::NoCommonVersion { theirs: range })?;
+        Ok(Challenge {
+            node: self.identity.node,
+            incarnation: self.identity.incarnation,
+            run: self.identity.run,
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX,
+            version,
+            nonce: self.nonce,
+        })
+    }
+}
+
+const DIALER: &[u8] = b"baton peer link, dialer\0";
+const ACCEPTOR: &[u8] = b"baton peer link, acceptor\0";
+
+/// Everything that both sides said before they proved anything.
+struct Transcript(Vec<u8>);
+
+impl Transcript {
+    fn new(dialer: &Stamped, hello: &Hello, acceptor: &Stamped, challenge: &Challenge) -> Transcript {
+        // Both messages have a fixed size, so no two conversations give the same bytes.
+        let mut bytes = Vec::with_capacity(2 * (ENVELOPE_BYTES + 72));
+        encode(dialer, &Message::Hello(*hello), &mut bytes);
+        encode(acceptor, &Message::Challenge(*challenge), &mut bytes);
+        Transcript(bytes)
+    }
+
+    fn mac(&self, secret: &Secret, label: &[u8]) -> Hmac<Sha256> {
+        let mac = Hmac::<Sha256>::new_from_slice(&secret.0).expect("HMAC takes a key of any length");
+        mac.chain_update(label).chain_update(&self.0)
+    }
+
+    fn prove(&self, secret: &Secret, label: &[u8]) -> [u8; 32] {
+        self.mac(secret, label).finalize().into_bytes().into()
+    }
+
+    /// Constant time in the proof's content.
+    fn holds(&self, secret: &Secret, label: &[u8], proof: &[u8; 32]) -> bool {
+        self.mac(secret, label).verify_slice(proof).is_ok()
+    }
+}
+
+fn failed(error: HandshakeError) -> Turn {
+    let send = error.goodbye();
+    Turn::Failed { error, send }
+}
+
+/// The newest version that both sides speak.
+fn common_version(a: (u16, u16), b: (u16, u16)) -> Option<u16> {
+    let version = a.1.min(b.1);
+    (version >= a.0.max(b.0)).then_some(version)
+}
+
+/// Equal clusters, or exactly one side that has none yet.
+fn same_cluster(own: &Identity, theirs: &Stamped) -> Result<(), HandshakeError> {
+    let none = ClusterId(0);
+    let joins = (own.cluster == none) != (theirs.cluster == none);
+    if joins || (own.cluster == theirs.cluster && own.cluster != none) {
+        return Ok(());
+    }
+    Err(HandshakeError::OtherCluster { ours: own.cluster, theirs: theirs.cluster })
+}
+
+fn not_myself(own: &Identity, peer: &Peer) -> Result<(), HandshakeError> {
+    if peer.run == own.run && peer.node == own.node {
+        return Err(HandshakeError::SelfConnection);
+    }
+    if peer.node == own.node || peer.incarnation == own.incarnation {
+        return Err(HandshakeError::DuplicateIncarnation(*peer));
+    }
+    Ok(())
+}
+
+fn refused(admission: Admission, peer: Peer) -> Option<HandshakeError> {
+    match admission {
+        Admission::Admitted => None,
+        Admission::Unknown => Some(HandshakeError::UnknownNode(peer.node)),
+        Admission::Duplicate => Some(HandshakeError::DuplicateIncarnation(peer)),
+    }
+}
+
+fn session(own: &Identity, theirs: &Stamped, peer: Peer, version: u16, dialed: bool) -> Session {
+    let none = ClusterId(0);
+    let cluster = if own.cluster == none { theirs.cluster } else { own.cluster };
+    Session { peer, cluster, version, dialed, joining: theirs.cluster == none, peer_term: theirs.session }
 }

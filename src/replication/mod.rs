@@ -6,7 +6,6 @@
 //!
 //! - [`wire`]: the envelope of every message between peers, its byte layout, and an incremental decoder;
 //! - [`handshake`]: both sides prove the shared secret; afterwards a link has one authenticated identity;
-//! - [`lineage`]: which term owns which part of the log, and where two logs part;
 //! - [`chain`]: the checks that every received frame passes before it may be written;
 //! - [`sender`]: one per standby, on the upstream side;
 //! - [`receiver`]: the standby side of one stream session;
@@ -28,16 +27,20 @@
 pub mod chain;
 pub mod fetch;
 pub mod handshake;
-pub mod lineage;
 pub mod progress;
 pub mod receiver;
 pub mod sender;
 pub mod wire;
 
 pub use chain::{Chain, ChainError, ReceivedFrame};
-pub use fetch::{Fetcher, Server as FetchServer};
-pub use handshake::{Acceptor, Dialer, HandshakeError, Identity, Peer, Roster, Secret, Session};
-pub use progress::{LagClock, Progress, VoterSet, Watermarks};
+pub use fetch::{FetchServer, Fetched, Fetcher};
+pub use handshake::{
+    Acceptor, Admission, Dialer, HandshakeError, Identity, Peer, Roster, Secret, Session, Turn,
+};
+pub use progress::{LagClock, PeerProgress, Progress, StreamKind, Watermarks};
 pub use receiver::{Position, Receiver, ReceiverError};
-pub use sender::{LogSource, LogView, Outbound, Pulled, Sender, SenderState, Step};
+pub use sender::{Frame, LogSource, LogView, Outbound, Pulled, Sender, SenderError, SenderState, Step};
 pub use wire::{Decoder, Envelope, Message, Stamped, WireError};
+
+#[cfg(test)]
+mod tests;

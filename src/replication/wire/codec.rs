@@ -5,15 +5,16 @@ use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{
-    Ack, Challenge, ENVELOPE_BYTES, FramesHead, GoodbyeReason, Heartbeat, HeartbeatAck, Hello,
-    HistoryEntries, Kind, LogTip, Message, Refusal, RefuseReason, RootEvidence, Stamped, StreamRequest,
-    StreamStart, TEXT_BYTES_MAX, WireError,
+    Ack, Challenge, ENVELOPE_BYTES, FramesHead, GoodbyeReason, Heartbeat, HeartbeatAck, Hello, Kind, LogTip,
+    Message, Refusal, RefuseReason, RootEvidence, Stamped, StreamRequest, StreamStart, TEXT_BYTES_MAX,
+    WireError,
 };
 use crate::base::limits::{BLOCK_BYTES, HISTORY_MAX, SHARDS_MAX};
 use crate::base::{
     AppliedLsn, ClusterId, CommittedLsn, Digest, FlushedLsn, Incarnation, Lsn, Mono, NodeId, ShardId, Term,
     WallMs,
 };
+use crate::role::History;
 
 pub(crate) const MAGIC: u32 = u32::from_le_bytes(*b"BTNP");
 /// The checksum covers the envelope in front of it and the covered part of the body.
@@ -113,7 +114,7 @@ struct RawFramesHead {
     end: U64,
     commit: U64,
     count: U32,
-    reserved: U32,
+    eager_acks: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -142,8 +143,6 @@ struct RawHeartbeat {
 struct RawHeartbeatAck {
     seq: U64,
     sent: U64,
-    flushed: U64,
-    applied: U64,
     granted: U64,
 }
 
@@ -231,14 +230,13 @@ fn push_frames_head(head: &FramesHead, out: &mut Vec<u8>) {
         end: U64::new(head.end.0),
         commit: U64::new(head.commit.lsn().0),
         count: U32::new(head.count),
-        reserved: U32::ZERO,
+        eager_acks: U32::new(u32::from(head.eager_acks)),
     };
     out.extend_from_slice(raw.as_bytes());
 }
 
-fn push_history(entries: &[(Term, Lsn)], out: &mut Vec<u8>) {
-    assert!(entries.len() <= HISTORY_MAX);
-    for (term, start) in entries {
+fn push_history(history: &History, out: &mut Vec<u8>) {
+    for (term, start) in history.entries() {
         let raw = RawHistoryEntry {
             term_number: U64::new(term.number),
             term_id: U128::new(term.id),
@@ -297,7 +295,7 @@ fn encode_body(message: &Message, out: &mut Vec<u8>) {
                 from: U64::new(start.from.0),
                 commit: U64::new(start.commit.lsn().0),
                 end: U64::new(start.end.0),
-                history: U16::new(start.history.len() as u16),
+                history: U16::new(start.history.entries().len() as u16),
             };
             out.extend_from_slice(raw.as_bytes());
             push_history(&start.history, out);
@@ -360,7 +358,7 @@ fn push_stream_request(request: &StreamRequest, out: &mut Vec<u8>) {
         committed: U64::new(request.committed.lsn().0),
         cascade: u8::from(request.cascade),
         reserved: 0,
-        history: U16::new(request.history.len() as u16),
+        history: U16::new(request.history.entries().len() as u16),
     };
     out.extend_from_slice(raw.as_bytes());
     push_history(&request.history, out);
@@ -393,8 +391,6 @@ fn push_heartbeat_ack(ack: &HeartbeatAck, out: &mut Vec<u8>) {
     let raw = RawHeartbeatAck {
         seq: U64::new(ack.seq),
         sent: U64::new(ack.sent.0),
-        flushed: U64::new(ack.flushed.lsn().0),
-        applied: U64::new(ack.applied.lsn().0),
         granted: U64::new(u64::from(ack.granted)),
     };
     out.extend_from_slice(raw.as_bytes());
@@ -520,22 +516,16 @@ fn goodbye(body: &[u8]) -> Result<Message, Fault> {
     Ok(Message::Goodbye { reason, text: text(rest, raw.len)? })
 }
 
-fn history(bytes: &[u8], count: U16) -> Result<HistoryEntries, Fault> {
+fn history(bytes: &[u8], count: U16) -> Result<History, Fault> {
     let count = usize::from(count.get());
     if count > HISTORY_MAX || bytes.len() != count * HISTORY_ENTRY_BYTES {
         return Err("history of a wrong length");
     }
-    let mut entries = HistoryEntries::with_capacity(count);
-    for chunk in bytes.chunks_exact(HISTORY_ENTRY_BYTES) {
+    let entries = bytes.chunks_exact(HISTORY_ENTRY_BYTES).map(|chunk| {
         let raw = whole::<RawHistoryEntry>(chunk)?;
-        let term = Term { number: raw.term_number.get(), id: raw.term_id.get() };
-        let start = border(raw.start)?;
-        if entries.last().is_some_and(|(last, at): &(Term, Lsn)| term <= *last || start <= *at) {
-            return Err("history that does not ascend");
-        }
-        entries.push((term, start));
-    }
-    Ok(entries)
+        Ok((Term { number: raw.term_number.get(), id: raw.term_id.get() }, border(raw.start)?))
+    });
+    History::from_entries(entries.collect::<Result<_, Fault>>()?).ok_or("history that does not ascend")
 }
 
 fn stream_request(body: &[u8]) -> Result<StreamRequest, Fault> {
@@ -595,10 +585,8 @@ fn frames(body: Bytes) -> Result<(FramesHead, Bytes), Fault> {
         end: border(raw.end)?,
         commit: CommittedLsn(Lsn(raw.commit.get())),
         count: raw.count.get(),
+        eager_acks: flag(u64::from(raw.eager_acks.get()))?,
     };
-    if raw.reserved.get() != 0 {
-        return Err("reserved bytes are set");
-    }
     if head.end <= head.first || head.count == 0 {
         return Err("no frames");
     }
@@ -627,13 +615,7 @@ fn heartbeat(raw: RawHeartbeat) -> Result<Heartbeat, Fault> {
 }
 
 fn heartbeat_ack(raw: RawHeartbeatAck) -> Result<HeartbeatAck, Fault> {
-    Ok(HeartbeatAck {
-        seq: raw.seq.get(),
-        sent: Mono(raw.sent.get()),
-        granted: flag(raw.granted.get())?,
-        flushed: FlushedLsn(Lsn(raw.flushed.get())),
-        applied: AppliedLsn(Lsn(raw.applied.get())),
-    })
+    Ok(HeartbeatAck { seq: raw.seq.get(), sent: Mono(raw.sent.get()), granted: flag(raw.granted.get())? })
 }
 
 fn roots(body: &[u8]) -> Result<Vec<RootEvidence>, Fault> {

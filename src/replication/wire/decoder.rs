@@ -93,6 +93,10 @@ impl Decoder {
             return Err(WireError::Damaged(kind));
         }
         let mut message = self.buffer.split_to(whole).freeze();
+        if whole > SLACK_BYTES {
+            // One large message must not leave its memory with the link for ever.
+            self.buffer = BytesMut::from(&self.buffer[..]);
+        }
         message.advance(ENVELOPE_BYTES);
         Ok(Some(Envelope { stamped: codec::stamped(&raw), message: codec::decode_body(kind, message)? }))
     }

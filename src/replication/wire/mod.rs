@@ -16,6 +16,7 @@ use crate::base::{
     AppliedLsn, ClusterId, CommittedLsn, Digest, FlushedLsn, Incarnation, Lsn, Mono, NodeId, ShardId, Term,
     WallMs,
 };
+use crate::role::History;
 
 pub use codec::{encode, encode_frames_head};
 pub use decoder::Decoder;
@@ -176,9 +177,6 @@ pub struct LogTip {
     pub digest: Digest,
 }
 
-/// (term, first LSN of that term), ascending.
-pub type HistoryEntries = Vec<(Term, Lsn)>;
-
 /// A standby asks its upstream for the stream.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StreamRequest {
@@ -187,7 +185,7 @@ pub struct StreamRequest {
     pub committed: CommittedLsn,
     /// A cascaded standby is never a voter of the stream's leader through this link.
     pub cascade: bool,
-    pub history: HistoryEntries,
+    pub history: History,
 }
 
 /// The upstream agrees: the standby's log is a prefix of its own, the stream goes on at `from`.
@@ -197,7 +195,7 @@ pub struct StreamStart {
     pub commit: CommittedLsn,
     /// The upstream's end of log when it agreed.
     pub end: Lsn,
-    pub history: HistoryEntries,
+    pub history: History,
 }
 
 /// Why there is no stream, or no log range.
@@ -213,7 +211,7 @@ pub enum RefuseReason {
     ChainMismatch { at: Lsn },
     /// The asker is ahead of this upstream in the same term; it may ask again later.
     Behind { end: Lsn },
-    /// The session term of the asker is not the term of this upstream.
+    /// A session of the other side's term is not served or accepted: this node follows or promised `term`.
     OtherTerm { term: Term },
     /// As many direct standbys as are served are connected.
     TooMany,
@@ -244,6 +242,8 @@ pub struct FramesHead {
     /// The sender's commit watermark.
     pub commit: CommittedLsn,
     pub count: u32,
+    /// Somebody waits for more than flushes (remote_write, remote_apply, WAIT): acknowledge every move at once.
+    pub eager_acks: bool,
 }
 
 /// What a standby holds. `matched` is where this session's stream began plus all that it received since.
@@ -278,8 +278,6 @@ pub struct HeartbeatAck {
     pub sent: Mono,
     /// The read lease is granted, counted from `sent` on the leader's clock.
     pub granted: bool,
-    pub flushed: FlushedLsn,
-    pub applied: AppliedLsn,
 }
 
 /// Evidence about one shard at one checkpoint.
@@ -357,6 +355,7 @@ pub enum Message {
 
     StreamRequest(StreamRequest),
     StreamStart(StreamStart),
+    /// From an upstream: no stream. From a standby: it does not accept this upstream's session (`OtherTerm`).
     StreamRefuse(Refusal),
     /// `bytes` are `head.count` frames back to back, each without its padding.
     Frames {
