@@ -72,6 +72,9 @@ pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 pub const ADMIN_MAILBOX_MAX: usize = 64;
 /// The head of an HTTP request.
 pub const HTTP_HEAD_BYTES_MAX: usize = 8 << 10;
+/// Connections of one load run, and the error words it tells apart.
+pub const LOAD_CLIENTS_MAX: usize = 20_000;
+pub const LOAD_ERROR_WORDS_MAX: usize = 32;
 /// A silent admin or HTTP connection is closed after this time.
 pub const ADMIN_SILENCE_MAX: Duration = Duration::from_secs(60);
 

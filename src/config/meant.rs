@@ -11,8 +11,8 @@ use super::units::{duration, show_duration, show_size, size};
 use super::written::{self, Entry, Raw, Section, Written};
 use crate::base::NodeId;
 use crate::base::limits::{
-    CLIENTS_DEFAULT, DIRECT_STANDBYS_MAX, FRAMES_IN_FLIGHT_MAX, NODES_MAX, SEGMENT_BYTES, SEGMENT_BYTES_MIN, SHARDS_DEFAULT,
-    SHARDS_MAX,
+    CLIENTS_DEFAULT, DIRECT_STANDBYS_MAX, FRAMES_IN_FLIGHT_MAX, NODES_MAX, SEGMENT_BYTES, SEGMENT_BYTES_MIN,
+    SHARDS_DEFAULT, SHARDS_MAX,
 };
 
 /// When a reply may be sent (openGauss and PostgreSQL names).
@@ -257,11 +257,17 @@ impl Config {
             ("segment_bytes", show_size(self.segment_bytes)),
             ("staleness_bound", time(self.staleness_bound)),
             ("wal_sync", self.wal_sync.name().into()),
-            ("frames_in_flight", self.frames_in_flight.map_or_else(|| "calibrated".into(), |n| n.to_string())),
+            (
+                "frames_in_flight",
+                self.frames_in_flight.map_or_else(|| "calibrated".into(), |n| n.to_string()),
+            ),
             ("store", "none".into()),
             ("log_level", self.log_level.name().into()),
             ("log_format", self.log_format.name().into()),
-            ("member", self.members.iter().map(|m| format!("{}@{}", m.node, m.peer)).collect::<Vec<_>>().join(", ")),
+            (
+                "member",
+                self.members.iter().map(|m| format!("{}@{}", m.node, m.peer)).collect::<Vec<_>>().join(", "),
+            ),
         ]
     }
 }
@@ -609,7 +615,8 @@ impl Checker<'_> {
             self.mistakes.push(self.line("peer_listen"), "peer_listen", what, hint);
         }
         if !client.ip().is_loopback() && !secret {
-            let hint = "add peer_secret (and client_password, if clients must log in), or listen on 127.0.0.1";
+            let hint =
+                "add peer_secret (and client_password, if clients must log in), or listen on 127.0.0.1";
             let what = format!("{client} is reachable from outside and no peer_secret is set");
             self.mistakes.push(self.line("client_listen"), "client_listen", what, hint);
         }
@@ -675,8 +682,14 @@ impl Checker<'_> {
         self.upstreams(&members);
         let direct = members.iter().filter(|(_, member)| member.upstream.is_none());
         if let Some((line, _)) = direct.clone().nth(DIRECT_STANDBYS_MAX + 1) {
-            let what = format!("{} members stream from the primary, {DIRECT_STANDBYS_MAX} may", direct.count() - 1);
-            self.mistakes.push(*line, "member", what, "give the others an upstream: they become cascaded standbys");
+            let what =
+                format!("{} members stream from the primary, {DIRECT_STANDBYS_MAX} may", direct.count() - 1);
+            self.mistakes.push(
+                *line,
+                "member",
+                what,
+                "give the others an upstream: they become cascaded standbys",
+            );
         }
         if let Some(node) = node
             && members.len() == written.members.len()

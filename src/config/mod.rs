@@ -17,10 +17,10 @@ pub mod keys;
 pub mod meant;
 pub mod mistake;
 pub mod sync;
-pub mod units;
-pub mod written;
 #[cfg(test)]
 mod tests;
+pub mod units;
+pub mod written;
 
 pub use keys::{KEYS, Key, MEMBER_KEYS};
 pub use meant::{CommitLevel, Config, Degrade, LogFormat, LogLevel, Member, Reads, Secret, WalSync, parse};

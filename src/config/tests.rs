@@ -169,7 +169,11 @@ fn rules_between_keys_are_checked() {
 #[test]
 fn members_that_contradict_each_other_are_refused() {
     refused(&format!("{TRIO}[[member]]\nnode = 1\npeer = \"127.0.0.1:9\"\n"), 20, "node 1 is a member twice");
-    refused(&format!("{TRIO}[[member]]\nnode = 4\npeer = \"127.0.0.1:8001\"\n"), 20, "share the peer address");
+    refused(
+        &format!("{TRIO}[[member]]\nnode = 4\npeer = \"127.0.0.1:8001\"\n"),
+        20,
+        "share the peer address",
+    );
     refused(&format!("{TRIO}[[member]]\nnode = 4\n"), 20, "peer: the key is missing");
     refused(&format!("{TRIO}[[member]]\npeer = \"127.0.0.1:9\"\n"), 20, "node: the key is missing");
     refused(&TRIO.replace("node = 2\nclient", "node = 5\nclient"), 3, "not among the members");
