@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::admin::{Admitted, ErrorCode, Keeper, OpTable, Request, Response, StopMode, Verb, WalKeepers};
+use crate::admin::{ErrorCode, Keeper, Request, Response, StopMode, Verb, WalKeepers};
 use crate::base::{Lsn, Mono};
 use crate::io::Seam;
 use crate::role::{Command, CommandResult, Done, Evidence, Refusal};
@@ -22,7 +22,6 @@ type Answer = Box<dyn FnOnce(Response) + Send>;
 /// Requests under way.
 #[derive(Default)]
 pub struct Admin {
-    ops: OpTable<Answer>,
     /// Commands of the role machine, by their op number.
     commands: BTreeMap<u64, Pending>,
     next_op: u64,
@@ -32,6 +31,7 @@ pub struct Admin {
 
 struct Pending {
     request: Request,
+    reply: Answer,
     until: Mono,
 }
 
@@ -56,11 +56,6 @@ impl<S: Seam> Node<S> {
 
     /// Carries a request out, or starts to.
     pub fn admin_request(&mut self, request: Request, reply: Answer) {
-        let reply = match self.admin.ops.admit(&request, reply) {
-            Admitted::New(reply) => reply,
-            Admitted::Answer(reply, response) => return reply(*response),
-            Admitted::Joined => return,
-        };
         match &request.verb {
             Verb::Ping => reply(Response::done(&request, serde_json::json!({ "pid": std::process::id() }))),
             Verb::Status => reply(Response::done_with(&request, &self.own_status())),
@@ -79,8 +74,7 @@ impl<S: Seam> Node<S> {
             }
             Verb::Stop { mode } => {
                 let mode = *mode;
-                let response = Response::done(&request, serde_json::json!({ "stopping": true }));
-                self.finish_op(&request, response, Some(reply));
+                reply(Response::done(&request, serde_json::json!({ "stopping": true })));
                 match mode {
                     StopMode::Fast => self.stop_fast(),
                     StopMode::Immediate => self.exit = Some(0),
@@ -98,7 +92,7 @@ impl<S: Seam> Node<S> {
         {
             let text = format!("the newest term here is {term}, not {expected}: somebody was faster");
             let response = Response::failed(&request.op, ErrorCode::Refused, text, "look at `baton query` first");
-            return self.finish_op(&request, response, Some(reply));
+            return reply(response);
         }
         let command = Command::Failover {
             dry_run: wanted.dry_run,
@@ -108,22 +102,8 @@ impl<S: Seam> Node<S> {
         self.admin.next_op += 1;
         let op = self.admin.next_op;
         let until = self.now + wanted.timeout();
-        if wanted.dry_run {
-            // A question: nobody joins it, its answer goes to the asker alone.
-            self.admin.commands.insert(op, Pending { request: request.clone(), until });
-        } else {
-            self.admin.commands.insert(op, Pending { request: request.clone(), until });
-        }
-        self.admin.ops.attach(&request, reply);
+        self.admin.commands.insert(op, Pending { request, reply, until });
         self.command(op, command);
-    }
-
-    /// Answers everybody who waits for an op.
-    fn finish_op(&mut self, request: &Request, response: Response, first: Option<Answer>) {
-        let waiters = self.admin.ops.finished(request, &response);
-        for answer in first.into_iter().chain(waiters) {
-            answer(response.clone());
-        }
     }
 
     /// The role machine's answer to a command.
@@ -135,22 +115,20 @@ impl<S: Seam> Node<S> {
             }
             return;
         }
-        let Some(Pending { request, .. }) = self.admin.commands.remove(&op) else { return };
-        let response = match result {
+        let Some(Pending { request, reply, .. }) = self.admin.commands.remove(&op) else { return };
+        reply(match result {
             Ok(done) => Response::done(&request, done_json(&done)),
             Err(refusal) => refusal_response(&request, &refusal),
-        };
-        self.finish_op(&request, response, None);
+        });
     }
 
     pub(super) fn admin_timers(&mut self) {
         let late: Vec<u64> =
             self.admin.commands.iter().filter(|(_, p)| self.now > p.until).map(|(op, _)| *op).collect();
         for op in late {
-            let Pending { request, .. } = self.admin.commands.remove(&op).expect("just seen");
+            let Pending { request, reply, .. } = self.admin.commands.remove(&op).expect("just seen");
             let text = "not finished in time; a term that was started goes on and may still succeed";
-            let response = Response::failed(&request.op, ErrorCode::UnknownOutcome, text, "look at `baton query`");
-            self.finish_op(&request, response, None);
+            reply(Response::failed(&request.op, ErrorCode::UnknownOutcome, text, "look at `baton query`"));
         }
         self.answer_cluster_questions();
     }
@@ -233,9 +211,7 @@ impl<S: Seam> Node<S> {
             return;
         }
         if !self.clients.map.is_empty() && waited < DRAIN + FAREWELL {
-            if self.serving || self.admin.next_op != u64::MAX {
-                self.close_clients_unknown();
-            }
+            self.close_clients_unknown();
             return;
         }
         tracing::info!(end = %self.log.wal.end().end, committed = %self.committed, "stopped");

@@ -604,9 +604,6 @@ impl<S: Seam> Node<S> {
             self.give_up_on(&mut client);
             self.settle_client(client);
         }
-        if self.data.store.delta_full() {
-            self.data_pressed();
-        }
     }
 
     /// Turns every held reply of a client into the truth: a write's outcome is unknown, a read has no answer.

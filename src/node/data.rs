@@ -100,8 +100,8 @@ impl<S: Seam> Node<S> {
                 false
             }
             ReadLog::End => false,
-            ReadLog::Removed { oldest } => {
-                tracing::error!(%applied, %oldest, "the log below redo is gone");
+            ReadLog::Gone { .. } | ReadLog::NoBorder => {
+                tracing::error!(%applied, oldest = %self.log.oldest(), "redo finds no log at its place");
                 self.fail("the log that redo needs is gone");
                 false
             }

@@ -41,6 +41,11 @@ impl Watermarks {
         remote_apply: Stamp::COMMITTED,
         lease: false,
     };
+
+    /// Everything up to `stamp` has happened long ago.
+    pub fn at(stamp: Stamp) -> Watermarks {
+        Watermarks { local: stamp, remote_write: stamp, committed: stamp, remote_apply: stamp, lease: false }
+    }
 }
 
 /// What one reply waits for.

@@ -47,10 +47,10 @@ impl Groups {
         }
     }
 
-    /// A new leadership starts with no groups; stamps go on counting.
-    pub fn clear(&mut self) {
+    /// A leadership begins or ends: every stamp up to `stamp` that is still around is committed. Stamps go on counting.
+    pub fn clear(&mut self, stamp: Stamp, committed: Lsn) {
         self.ends.clear();
-        self.floor = (Stamp::COMMITTED, Lsn::ZERO);
+        self.floor = (stamp, committed);
     }
 }
 

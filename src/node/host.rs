@@ -60,7 +60,7 @@ impl HostView<'_> {
             for (i, slot) in self.streams.senders.values().enumerate() {
                 let node = slot.sender.peer().node;
                 let (host, port) = self.address_of(node);
-                let acked = slot.sender.acked();
+                let acked = slot.sender.acked().copied().unwrap_or_default();
                 let lag = self.now.since(slot.heard).as_secs();
                 write!(
                     out,
@@ -172,7 +172,7 @@ impl Host for HostView<'_> {
         if self.role.leading().is_some() {
             let replicas = self.streams.senders.values().map(|slot| {
                 let (host, port) = self.address_of(slot.sender.peer().node);
-                ReplicaRole { host, port, offset: slot.sender.acked().flushed.lsn().0 }
+                ReplicaRole { host, port, offset: slot.sender.acked().map_or(0, |a| a.flushed.lsn().0) }
             });
             return Role::Master { offset: self.end.0, replicas: replicas.collect() };
         }

@@ -195,7 +195,7 @@ fn inspect_wal<S: Seam>(seam: &mut S, folder: &Folder, control: &ControlState) -
     let segments = files.segments().map_err(|e| failed("listing the log", &e))?;
     let mut shown = Vec::new();
     for segment in segments {
-        let rows = inspect_segment(&mut files, geometry, segment)
+        let rows = inspect_segment(&mut files, geometry, segment, true)
             .map_err(|e| NodeError::new(format!("segment {segment:016x}: {e}"), ""))?;
         let rows: Vec<String> = rows.iter().map(ToString::to_string).collect();
         shown.push(serde_json::json!({

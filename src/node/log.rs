@@ -300,7 +300,7 @@ impl<S: Seam> Node<S> {
         let (segment, offset, len) = match plan {
             ReadLog::OnDisk { segment, offset, len } => (segment, offset, len),
             ReadLog::Frames(frames) => return self.log_read_done(reader, Ok(frames)),
-            ReadLog::End | ReadLog::Removed { .. } => return self.log_read_done(reader, Ok(Vec::new())),
+            ReadLog::End | ReadLog::Gone { .. } | ReadLog::NoBorder => return self.log_read_done(reader, Ok(Vec::new())),
         };
         self.submit_log_read(reader, from, segment, offset, len);
     }

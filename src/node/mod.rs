@@ -49,6 +49,7 @@ use crate::io::{Event, ListenerId, Op, Seam};
 use crate::metrics::Metrics;
 use crate::replication::Identity;
 use crate::role::{Effect, Input, RoleMachine};
+use crate::store::StoreMemory;
 
 use control::{ControlMessage, StatusBoard};
 use control_file::ControlFile;
@@ -113,6 +114,7 @@ pub struct Node<S: Seam> {
     acks_moved: bool,
 
     data: Data,
+    data_memory: StoreMemory,
     delta_budget: usize,
     checkpoint_bytes: u64,
     clock_floor: WallMs,
@@ -123,6 +125,8 @@ pub struct Node<S: Seam> {
     serve_after: Option<Lsn>,
     /// Reads wait until redo has reached what was known to be committed at start.
     readable_from: Lsn,
+    /// Since when the connected voters are too few for a commit.
+    voters_missing_since: Option<Mono>,
 
     links: Links,
     link_events: Vec<LinkEvent>,
@@ -360,6 +364,7 @@ impl<S: Seam> Node<S> {
         for listener in std::mem::take(&mut self.clients.accept_again) {
             self.seam.submit(Op::Accept { listener });
         }
+        self.data_memory = self.data.store.memory();
         self.publish_status();
         self.gates_moved = true;
     }

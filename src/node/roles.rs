@@ -9,6 +9,7 @@ use crate::replication::wire::LogTip;
 use crate::role::{Command, Effect, FastForwardFailure, Generation, Input, LogView, RoleMessage, TermStart};
 
 use super::Node;
+use super::gates::Watermarks;
 
 const _: () = assert!(HISTORY_MAX > 0);
 
@@ -136,8 +137,9 @@ impl<S: Seam> Node<S> {
     fn lead(&mut self, term: Term) {
         tracing::info!(%term, end = %self.log.wal.end().end, "leading: waiting for the term-start frame to commit");
         self.acks_stopped = false;
+        self.forget_groups();
         self.links.set_session(term);
-        self.streams.lead(self.identity(), term, self.term_start_end, self.log.wal.flushed(), self.now);
+        self.streams.lead(term, self.now);
     }
 
     /// Leadership is over: clients learn what is unknown, uncommitted changes are taken back.
@@ -151,12 +153,19 @@ impl<S: Seam> Node<S> {
         if was_serving {
             let stamp = self.groups.at(self.committed.lsn());
             self.data.store.rollback_above(stamp);
-            self.data.store.commit_through(Stamp(u64::MAX));
+            self.data.store.commit_through(stamp);
             self.data.applied.advance(self.committed.lsn());
             self.executed = false;
         }
-        self.groups.clear();
+        self.forget_groups();
         self.streams.stop_leading();
+    }
+
+    /// What survives of earlier groups is committed: every stamp below the next one counts as such from here on.
+    fn forget_groups(&mut self) {
+        let next = self.log.wal.open_stamp();
+        self.groups.clear(Stamp(next.0 - 1), self.committed.lsn());
+        self.marks = Watermarks::at(Stamp(next.0 - 1));
     }
 
     fn follow(&mut self, leader: NodeId, term: Term) {

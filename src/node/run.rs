@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use signal_hook::consts::{SIGINT, SIGTERM};
+
 use crate::config::{Config, WalSync};
 use crate::io::Seam;
 use crate::io::uring::{Calibration, UringConfig, UringSeam, calibrate};
@@ -158,12 +160,17 @@ fn stop_signal(node: &mut Node<UringSeam>) -> Arc<AtomicBool> {
     let flag = Arc::new(AtomicBool::new(false));
     let waker = node.seam_mut().waker();
     let mine = flag.clone();
-    let watch = move || {
-        mine.store(true, Ordering::Relaxed);
-        waker.wake();
-    };
-    if let Err(error) = crate::io::uring::on_stop_signals(watch) {
-        tracing::warn!(%error, "signals are not watched: stop this node with `baton stop`");
+    match signal_hook::iterator::Signals::new([SIGTERM, SIGINT]) {
+        Ok(mut signals) => {
+            std::thread::spawn(move || {
+                for signal in signals.forever() {
+                    tracing::info!(signal, "asked to stop");
+                    mine.store(true, Ordering::Relaxed);
+                    waker.wake();
+                }
+            });
+        }
+        Err(error) => tracing::warn!(%error, "signals are not watched: stop this node with `baton stop`"),
     }
     flag
 }

@@ -173,19 +173,21 @@ impl<S: Seam> Node<S> {
         }
         let control = self.role.control();
         let term = control.history.last().map_or(0, |(term, _)| term.number);
-        ClusterStatus::new(control.cluster, term, self.policy_status(), nodes)
+        ClusterStatus::new(control.cluster, term, Some(self.policy_status()), nodes)
     }
 
     pub(super) fn policy_status(&self) -> PolicyStatus {
         let control = self.role.control();
         let policy = &control.policy;
+        let voters: Vec<u16> = policy.voters.iter().map(|v| v.node.0).collect();
+        let listed: Vec<String> = voters.iter().map(u16::to_string).collect();
+        let kind = if policy.first { "FIRST" } else { "ANY" };
         PolicyStatus {
             generation: policy.number,
-            kind: if policy.first { "FIRST".into() } else { "ANY".into() },
+            rule: format!("{kind} {} ({})", policy.k, listed.join(", ")),
+            voters,
             k: usize::from(policy.k),
-            voters: policy.voters.iter().map(|v| v.node.0).collect(),
-            commit: self.config.commit.name().to_string(),
-            degrade: "never".to_string(),
+            failures_survived: policy.failures_survived(self.live_voters()),
         }
     }
 
@@ -197,7 +199,7 @@ impl<S: Seam> Node<S> {
             .values()
             .map(|slot| {
                 let peer = slot.sender.peer().node;
-                let acked = slot.sender.acked();
+                let acked = slot.sender.acked().copied().unwrap_or_default();
                 let remote = self.config.member(peer).map_or(String::new(), |m| m.peer.to_string());
                 SenderInfo {
                     node: peer.0,
@@ -236,9 +238,8 @@ impl<S: Seam> Node<S> {
                 channel: Channel { local: self.config.peer_listen.to_string(), remote },
             }
         });
-        let alive = 1 + self.streams.senders.len();
         let failures_survived =
-            self.role.leading().map(|_| self.role.control().policy.failures_survived(self.live_voters().max(1).min(alive)));
+            self.role.leading().map(|_| self.role.control().policy.failures_survived(self.live_voters()));
         QueryStatus {
             ha: HaState {
                 local_role: me.role,

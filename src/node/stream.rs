@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::base::limits::HEARTBEAT_EVERY;
-use crate::base::{CommittedLsn, Incarnation, Lsn, Mono, NodeId, Term};
+use crate::base::{CommittedLsn, Lsn, Mono, NodeId, Term};
 use crate::io::{ConnId, Seam};
 use crate::record::{FrameHeader, HEADER_BYTES};
 use crate::replication::chain::{Chain, ReceivedFrame};
@@ -11,7 +11,7 @@ use crate::replication::wire::{
     Ack, Envelope, FramesHead, Heartbeat, HeartbeatAck, RefuseReason, Refusal, StreamRequest, StreamStart,
 };
 use crate::replication::{
-    FetchServer, Fetcher, LogSource, LogView, Message, Outbound, Pulled, Receiver, Sender, Session, Step, VoterSet,
+    FetchServer, Fetcher, LogSource, LogView, Message, Outbound, Pulled, Receiver, Sender, Session, Step, StreamKind,
 };
 use crate::replication::receiver::Position;
 use crate::role::{FastForwardFailure, Input, RoleMessage, Verdict};
@@ -36,8 +36,8 @@ impl LogSource for Source<'_> {
         match self.0.read_from(at, max_bytes) {
             ReadLog::Frames(frames) => Pulled::Memory(frames.into_iter().map(|(_, slice)| slice).collect()),
             ReadLog::OnDisk { .. } => Pulled::OnDisk,
-            ReadLog::Removed { oldest } => Pulled::Removed { oldest },
-            ReadLog::End => Pulled::End,
+            ReadLog::Gone { first } => Pulled::Removed { oldest: first },
+            ReadLog::End | ReadLog::NoBorder => Pulled::End,
         }
     }
 }
@@ -152,7 +152,7 @@ impl<S: Seam> Node<S> {
                 }
                 tracing::info!(standby = %peer.node, from = %request.tip.end, "standby asks for the stream");
                 if let Some(progress) = &mut self.streams.progress {
-                    progress.stream_started(&peer, false, self.now);
+                    progress.stream_started(&peer, StreamKind::Direct, self.now);
                 }
                 self.streams.senders.insert(conn, SenderSlot { sender, loading: false, heard: self.now });
                 self.feed(conn);
@@ -305,18 +305,9 @@ impl<S: Seam> Node<S> {
         }
         let Some(rule) = self.role.commit_rule() else { return };
         let flushed = self.log.wal.flushed();
-        let voters: Vec<(Vec<(NodeId, Incarnation)>, usize)> = rule
-            .generations
-            .iter()
-            .map(|g| {
-                let voters = g.voters.iter().map(|v| (v.node, v.incarnation)).collect();
-                (voters, g.others_needed(rule.leader, rule.incarnation))
-            })
-            .collect();
-        let active: Vec<VoterSet<'_>> = voters.iter().map(|(voters, k)| VoterSet { voters, k: *k }).collect();
         let Some(progress) = &mut self.streams.progress else { return };
-        let commit = progress.commit_index(flushed, &active);
-        let marks = progress.watermarks(flushed, &active);
+        let commit = progress.commit_index(flushed, &rule);
+        let marks = progress.watermarks(flushed, &rule);
         self.marks.local = self.groups.at(flushed.lsn());
         self.marks.remote_write = self.groups.at(marks.remote_write);
         self.marks.remote_apply = self.groups.at(marks.remote_apply.lsn());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::base::limits::DIRECT_STANDBYS_MAX;
-use crate::base::{FlushedLsn, Incarnation, Lsn, Mono, NodeId, Term};
+use crate::base::{Lsn, Mono, NodeId, Term};
 use crate::io::ConnId;
 use crate::replication::{FetchServer, Fetcher, LagClock, Progress, Receiver, Sender};
 
@@ -85,10 +85,10 @@ impl Streams {
     }
 
     /// A new term of our own: nothing that was acknowledged before counts.
-    pub fn lead(&mut self, own: (NodeId, Incarnation), term: Term, floor: Lsn, _flushed: FlushedLsn, now: Mono) {
+    pub fn lead(&mut self, term: Term, now: Mono) {
         self.unfollow();
         self.senders.clear();
-        self.progress = Some(Progress::new(own, term, floor));
+        self.progress = Some(Progress::new(term));
         self.beat_at = now;
     }
 
