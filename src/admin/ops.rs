@@ -34,11 +34,13 @@ pub struct OpTable<W> {
     /// Finished ops in order of finishing: the oldest is forgotten first. Ops under way are never forgotten.
     finished: VecDeque<String>,
     under_way: usize,
+    /// Callers of questions that take a while (a dry run), by op id; nothing about them is remembered.
+    questions: BTreeMap<String, Vec<W>>,
 }
 
 impl<W> Default for OpTable<W> {
     fn default() -> Self {
-        OpTable { ops: BTreeMap::new(), finished: VecDeque::new(), under_way: 0 }
+        OpTable { ops: BTreeMap::new(), finished: VecDeque::new(), under_way: 0, questions: BTreeMap::new() }
     }
 }
 
@@ -77,11 +79,19 @@ impl<W> OpTable<W> {
         Admitted::New(waiter)
     }
 
+    /// Leaves the waiter of an admitted request here, until [`OpTable::finished`] gives it back.
+    pub fn attach(&mut self, request: &Request, waiter: W) {
+        match self.ops.get_mut(&request.op) {
+            Some(op) if request.verb.changes() => op.waiters.push(waiter),
+            _ => self.questions.entry(request.op.clone()).or_default().push(waiter),
+        }
+    }
+
     /// Notes the answer of a request that was admitted as new, and gives back who else waits for it. An answer that
     /// says "nothing happened, ask again" is not remembered: asking again must be possible.
     pub fn finished(&mut self, request: &Request, answer: &Response) -> Vec<W> {
         if !request.verb.changes() {
-            return Vec::new();
+            return self.questions.remove(&request.op).unwrap_or_default();
         }
         let Some(op) = self.ops.get_mut(&request.op) else { return Vec::new() };
         let waiters = std::mem::take(&mut op.waiters);
@@ -128,6 +138,19 @@ mod tests {
         match table.admit(&request, 3) {
             Admitted::Answer(3, again) => assert_eq!(*again, answer),
             other => panic!("asked again it must get the same answer, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_waiter_left_behind_comes_back_with_the_answer() {
+        let dry = Verb::Failover(Failover { dry_run: true, ..Failover::default() });
+        for request in [failover("a"), Request::new("d", dry)] {
+            let mut table = OpTable::new();
+            let Admitted::New(waiter) = table.admit(&request, 7) else { panic!("it is new") };
+            table.attach(&request, waiter);
+            let answer = Response::done(&request, json!(1));
+            assert_eq!(table.finished(&request, &answer), [7]);
+            assert_eq!(table.finished(&request, &answer), [0; 0]);
         }
     }
 
