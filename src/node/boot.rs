@@ -336,6 +336,7 @@ impl Parts {
             executed: false,
             serve_after: None,
             readable_from: committed.lsn(),
+            roots: Default::default(),
             voters_missing_since: None,
             links,
             link_events: Vec::new(),

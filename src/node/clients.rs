@@ -150,6 +150,11 @@ impl Clients {
         }
     }
 
+    /// Somebody waits for more than flushes on standbys.
+    pub fn waits_for_more(&self) -> bool {
+        !self.replicas_waiting.is_empty()
+    }
+
     /// Replies that wait at a gate, as clients.
     pub fn gated(&self) -> usize {
         self.gates.values().map(Vec::len).sum()

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::base::limits::RECENT_LOG_BYTES;
-use crate::base::{AlignedBuf, Lsn, SharedSlice, Term};
+use crate::base::{AlignedBuf, Lsn, Term};
 use crate::io::{FileId, Op, Open, Seam};
 use crate::replication::wire::{RefuseReason, Refusal};
 use crate::role::Input;
@@ -338,7 +338,6 @@ impl<S: Seam> Node<S> {
         match reader {
             Reader::Redo => self.redo_loaded(frames),
             Reader::Sender(conn) | Reader::Server(conn) => {
-                let frames = frames.map(|f| f.into_iter().map(|(_, used)| used).collect::<Vec<SharedSlice>>());
                 let frames = frames.map_err(|error| Refusal {
                     reason: RefuseReason::Unhealthy,
                     text: format!("the log cannot be read here: {error}"),

@@ -31,6 +31,7 @@ mod links;
 mod log;
 mod outbox;
 mod roles;
+mod roots;
 mod run;
 mod status;
 mod stream;
@@ -125,6 +126,7 @@ pub struct Node<S: Seam> {
     serve_after: Option<Lsn>,
     /// Reads wait until redo has reached what was known to be committed at start.
     readable_from: Lsn,
+    roots: roots::Roots,
     /// Since when the connected voters are too few for a commit.
     voters_missing_since: Option<Mono>,
 
@@ -357,6 +359,7 @@ impl<S: Seam> Node<S> {
         self.check_drained();
         self.check_truncated();
         self.client_timers();
+        self.share_roots();
         self.admin_timers();
         if self.disk_full {
             self.drive_keeper();

@@ -11,7 +11,7 @@ use crate::replication::wire::{
     Ack, Envelope, FramesHead, Heartbeat, HeartbeatAck, RefuseReason, Refusal, StreamRequest, StreamStart,
 };
 use crate::replication::{
-    FetchServer, Fetcher, LogSource, LogView, Message, Outbound, Pulled, Receiver, Sender, Session, Step, StreamKind,
+    FetchServer, Fetched, Fetcher, LogSource, LogView, Message, Outbound, Pulled, Receiver, Sender, Session, Step, StreamKind,
 };
 use crate::replication::receiver::Position;
 use crate::role::{FastForwardFailure, Input, RoleMessage, Verdict};
@@ -34,7 +34,7 @@ struct Source<'a>(&'a Wal);
 impl LogSource for Source<'_> {
     fn frames_from(&self, at: Lsn, max_bytes: usize) -> Pulled {
         match self.0.read_from(at, max_bytes) {
-            ReadLog::Frames(frames) => Pulled::Memory(frames.into_iter().map(|(_, slice)| slice).collect()),
+            ReadLog::Frames(frames) => Pulled::Memory(frames),
             ReadLog::OnDisk { .. } => Pulled::OnDisk,
             ReadLog::Gone { first } => Pulled::Removed { oldest: first },
             ReadLog::End | ReadLog::NoBorder => Pulled::End,
@@ -100,7 +100,7 @@ impl<S: Seam> Node<S> {
             Message::HeartbeatAck(ack) => self.on_heartbeat_ack(conn, session, term, &ack),
             Message::LogFetch { from, to } => self.on_fetch_request(conn, term, from, to),
             Message::FetchedFrames { head, bytes } => self.on_fetched(conn, &head, bytes),
-            Message::FetchDone { .. } => self.check_fetch(),
+            Message::FetchDone { .. } => self.on_fetch_done(conn),
             Message::FetchRefuse(refusal) => self.on_fetch_refused(conn, &refusal),
             Message::StatusRequest(_) => self.answer_status(conn),
             Message::StatusReply(json) => self.status_arrived(from, &json),
@@ -152,7 +152,7 @@ impl<S: Seam> Node<S> {
                 }
                 tracing::info!(standby = %peer.node, from = %request.tip.end, "standby asks for the stream");
                 if let Some(progress) = &mut self.streams.progress {
-                    progress.stream_started(&peer, StreamKind::Direct, self.now);
+                    progress.stream_started(&peer, StreamKind { delayed: false, cascade: request.cascade }, self.now);
                 }
                 self.streams.senders.insert(conn, SenderSlot { sender, loading: false, heard: self.now });
                 self.feed(conn);
@@ -171,10 +171,11 @@ impl<S: Seam> Node<S> {
             cluster: self.identity_full().cluster,
             version,
             session: self.sending_term().unwrap_or(Term::NONE),
-            history: self.role.control().history.entries(),
+            history: &self.role.control().history,
             tip: self.log_tip(),
             oldest: self.log.oldest(),
             commit: self.committed,
+            eager_acks: self.config.commit == crate::config::CommitLevel::RemoteApply || self.clients.waits_for_more(),
         };
         f(&view, &Source(&self.log.wal))
     }
@@ -257,7 +258,7 @@ impl<S: Seam> Node<S> {
         &mut self,
         conn: ConnId,
         reader: Reader,
-        frames: Result<Vec<crate::base::SharedSlice>, Refusal>,
+        frames: Result<Vec<crate::wal::Frame>, Refusal>,
     ) {
         let step = match reader {
             Reader::Sender(_) => {
@@ -415,7 +416,7 @@ impl<S: Seam> Node<S> {
             flushed: self.log.wal.flushed(),
             applied: self.data.applied,
             committed: self.committed,
-            history: self.role.control().history.entries().to_vec(),
+            history: self.role.control().history.clone(),
         }
     }
 
@@ -512,7 +513,11 @@ impl<S: Seam> Node<S> {
         let streaming = self.streams.receiver.as_ref().is_some_and(|r| r.conn == conn && r.receiver.session() == term);
         let mut granted = false;
         if streaming {
-            self.on_commit(conn, term, beat.commit);
+            if let Some(slot) = &mut self.streams.receiver
+                && let Err(error) = slot.receiver.on_heartbeat(term, beat.commit)
+            {
+                tracing::warn!(%error, "heartbeat refused");
+            }
             self.data.leader_clock(beat.clock);
             self.leader_heard(from, term, beat.end);
             granted = beat.wants_grant && !self.acks_stopped && self.role.grant(self.now, from, term);
@@ -521,8 +526,6 @@ impl<S: Seam> Node<S> {
             seq: beat.seq,
             sent: beat.sent,
             granted,
-            flushed: self.log.wal.flushed(),
-            applied: self.data.applied,
         };
         let session = if streaming { term } else { self.sending_term().unwrap_or(Term::NONE) };
         self.links.send_in(&mut self.seam, conn, self.now, session, &Message::HeartbeatAck(answer));
@@ -540,8 +543,9 @@ impl<S: Seam> Node<S> {
         let flushed = self.log.wal.flushed();
         let limit = self.role.ack_limit();
         let Some(slot) = &mut self.streams.receiver else { return };
-        slot.receiver.written(written.min(limit));
-        slot.receiver.flushed(crate::base::FlushedLsn(flushed.lsn().min(limit)));
+        slot.receiver.hold_acks_above(limit);
+        slot.receiver.written(written);
+        slot.receiver.flushed(flushed);
         slot.receiver.applied(self.data.applied);
         let (conn, session) = (slot.conn, slot.receiver.session());
         let commit = slot.receiver.redo_limit().lsn();
@@ -571,9 +575,9 @@ impl<S: Seam> Node<S> {
             return;
         }
         let Some(conn) = self.links.dialed_to(slot.from) else { return };
-        let history = self.role.control().history.entries().to_vec();
+        let history = self.role.control().history.clone();
         let chain = Chain::new(self.identity_full().cluster, history, self.log_tip());
-        let fetcher = Fetcher::new(chain, slot.to);
+        let mut fetcher = Fetcher::new(chain, slot.to);
         let (request, term) = (fetcher.request(), slot.term);
         let slot = self.streams.fetch.as_mut().expect("seen above");
         slot.conn = Some(conn);
@@ -595,6 +599,20 @@ impl<S: Seam> Node<S> {
                 tracing::warn!(%error, "fetched frames refused");
                 self.fetch_failed(FastForwardFailure::Unreachable);
             }
+        }
+    }
+
+    /// A range is complete: ask for the next one, or wait for the last flush.
+    fn on_fetch_done(&mut self, conn: ConnId) {
+        let Some(slot) = self.streams.fetch.as_mut().filter(|f| f.conn == Some(conn)) else { return };
+        let Some(fetcher) = &mut slot.fetcher else { return };
+        match fetcher.on_done() {
+            Fetched::Done => self.check_fetch(),
+            Fetched::More => {
+                let (request, term) = (fetcher.request(), slot.term);
+                self.links.send_in(&mut self.seam, conn, self.now, term, &request);
+            }
+            Fetched::Short => self.fetch_failed(FastForwardFailure::Unreachable),
         }
     }
 

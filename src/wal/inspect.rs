@@ -126,7 +126,7 @@ fn record_text(record: &Record<'_>) -> String {
             format!("delete range shard {shard} {}..{}", start.escape_ascii(), end.escape_ascii())
         }
         Record::ClearShard { shard } => format!("clear shard {shard}"),
-        Record::Checkpoint { shard, merge_version } => {
+        Record::Checkpoint { shard, merge_version, .. } => {
             format!("checkpoint shard {shard} merge version {merge_version}")
         }
         Record::TermStart { term, leader, previous_term, previous_end, .. } => {
