@@ -85,6 +85,8 @@ impl Queue {
     }
 }
 
+const FIRST_FRESH_PORT: u16 = 40_000;
+
 /// A file handle of a process.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Handle {
@@ -130,7 +132,7 @@ pub(super) struct Host {
     pub(super) clock: Clock,
     /// For [`crate::io::Seam::random`].
     pub(super) rng: Prng,
-    pub(super) next_port: u16,
+    next_port: u16,
     pub(super) fail_accepts: u32,
     /// Its process is busy until then with its last turn.
     busy_until: u64,
@@ -161,6 +163,14 @@ pub(super) struct Core {
 /// What a call on a dead process's seam gets.
 pub(super) fn dead() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "the process is dead")
+}
+
+impl Host {
+    /// A port that no recent connection of this machine used.
+    pub(super) fn fresh_port(&mut self) -> u16 {
+        self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_FRESH_PORT);
+        self.next_port
+    }
 }
 
 impl Core {
@@ -204,7 +214,7 @@ impl Core {
             disk: Disk::new(&self.config.disk, self.rng.fork()),
             clock: Clock::new(ppm, wall_offset_ms, &mut self.rng),
             rng: self.rng.fork(),
-            next_port: 40_000,
+            next_port: FIRST_FRESH_PORT,
             fail_accepts: 0,
             busy_until: 0,
             lead: 0,

@@ -204,10 +204,9 @@ impl Inode {
             self.durable.put(at, block);
             // An older write of this block can no longer come back.
             for older in self.unsynced.iter_mut().filter(|w| w.number < write.number) {
-                if let Some(slot) = at.checked_sub(older.first_block) {
-                    if let Some(slot) = older.blocks.get_mut(slot as usize) {
-                        *slot = None;
-                    }
+                let slot = at.checked_sub(older.first_block);
+                if let Some(slot) = slot.and_then(|slot| older.blocks.get_mut(slot as usize)) {
+                    *slot = None;
                 }
             }
         }

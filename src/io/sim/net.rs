@@ -25,6 +25,8 @@ pub(super) struct Link {
     pub(super) cut: bool,
     pub(super) latency: u64,
     pub(super) fault: LinkFault,
+    /// Segments to come of which a bit is flipped.
+    pub(super) flips: u32,
 }
 
 #[derive(Debug)]
@@ -174,6 +176,7 @@ impl Core {
             cut: false,
             latency: latency.draw(rng),
             fault: LinkFault::NONE,
+            flips: 0,
         })
     }
 
@@ -261,8 +264,7 @@ impl Core {
         let process = h.process.as_ref().expect("checked to be alive").id;
         let mut bound = addr;
         if bound.port() == 0 {
-            h.next_port += 1;
-            bound.set_port(h.next_port);
+            bound.set_port(h.fresh_port());
         }
         let clash = |l: &Listener| {
             let same_ip =
@@ -376,9 +378,7 @@ impl Core {
         let (here, there) = (self.net.id(), self.net.id());
         let dial = &self.net.dials[&dial];
         let listener = &self.net.listeners[&listener];
-        let port = &mut self.hosts[dial.host].next_port;
-        *port = port.checked_add(1).unwrap_or(40_000);
-        let port = *port;
+        let port = self.hosts[dial.host].fresh_port();
         let ip = if dial.to.ip().is_loopback() {
             IpAddr::V4(Ipv4Addr::LOCALHOST)
         } else {

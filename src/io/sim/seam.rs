@@ -26,10 +26,10 @@ pub struct SimSeam {
 impl Drop for SimSeam {
     fn drop(&mut self) {
         // The harness may drop it in the middle of an unwinding call.
-        if let Ok(mut core) = self.core.try_borrow_mut() {
-            if core.alive(self.host, self.process) {
-                core.kill(self.host);
-            }
+        if let Ok(mut core) = self.core.try_borrow_mut()
+            && core.alive(self.host, self.process)
+        {
+            core.kill(self.host);
         }
     }
 }
@@ -228,10 +228,10 @@ impl Seam for SimSeam {
 
     fn close_file(&mut self, file: FileId) {
         let mut core = self.core.borrow_mut();
-        if core.alive(self.host, self.process) {
-            if let Some(handle) = core.process(self.host).files.remove(&file) {
-                core.hosts[self.host].disk.close(handle.inode);
-            }
+        if core.alive(self.host, self.process)
+            && let Some(handle) = core.process(self.host).files.remove(&file)
+        {
+            core.hosts[self.host].disk.close(handle.inode);
         }
     }
 

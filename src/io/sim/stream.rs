@@ -76,11 +76,18 @@ impl Core {
                 let most = if self.net.rng.chance(0.5) { n.min(16) } else { n };
                 n = self.net.rng.between(1, most as u64) as usize;
             }
-            let bytes = gather(&sending.data, sending.sent, n);
+            let mut bytes = gather(&sending.data, sending.sent, n);
             sending.sent += n;
             end.used += n;
+            let (from, to) = (end.host, end.peer_host);
             if let Some(capture) = end.capture {
                 self.net.captures[capture].bytes.extend_from_slice(&bytes);
+            }
+            let link = self.link(from, to);
+            if link.flips > 0 {
+                link.flips -= 1;
+                let at = self.net.rng.below(n as u64 * 8) as usize;
+                bytes[at / 8] ^= 1 << (at % 8);
             }
             self.launch(id, Body::Bytes(bytes), start);
         }

@@ -42,6 +42,10 @@ pub enum Fault {
         a: HostId,
         b: HostId,
     },
+    CorruptSegment {
+        from: HostId,
+        to: HostId,
+    },
     SlowDisk {
         host: HostId,
         factor: f64,
@@ -92,6 +96,10 @@ pub struct SwarmConfig {
     pub blackouts: bool,
     /// Whether disks may fail an operation with EIO (the node must stop and be started again).
     pub disk_errors: bool,
+    /// Whether bits may flip on the wire between nodes.
+    pub wire_errors: bool,
+    /// Whether a middlebox may reset connections of living processes, which is a forged proof of death.
+    pub forged_resets: bool,
     /// A clock's rate stays within this of true time.
     pub drift_ppm: u32,
 }
@@ -108,6 +116,8 @@ impl SwarmConfig {
             lasting: Span::millis(50, 15_000),
             blackouts: true,
             disk_errors: true,
+            wire_errors: false,
+            forged_resets: false,
             drift_ppm: 500,
         }
     }
@@ -135,6 +145,7 @@ enum Kind {
     SlowLink,
     LossyLink,
     Reset,
+    CorruptSegment,
     SlowDisk,
     StallDisk,
     DiskError,
@@ -142,7 +153,7 @@ enum Kind {
     JumpWall,
 }
 
-const KINDS: [Kind; 16] = [
+const KINDS: [Kind; 17] = [
     Kind::Kill,
     Kind::PowerCut,
     Kind::Blackout,
@@ -154,6 +165,7 @@ const KINDS: [Kind; 16] = [
     Kind::SlowLink,
     Kind::LossyLink,
     Kind::Reset,
+    Kind::CorruptSegment,
     Kind::SlowDisk,
     Kind::StallDisk,
     Kind::DiskError,
@@ -173,6 +185,8 @@ impl FaultPlan {
             let wanted = match kind {
                 Kind::Blackout => config.blackouts,
                 Kind::DiskError => config.disk_errors,
+                Kind::CorruptSegment => config.wire_errors,
+                Kind::Reset => config.forged_resets,
                 _ => true,
             };
             if wanted && planner.rng.chance(SWITCHED_ON) {
@@ -274,6 +288,10 @@ impl Planner<'_> {
             Kind::Reset => {
                 let (a, b) = (self.any_host(), self.node());
                 self.add(at, Fault::Reset { a, b });
+            }
+            Kind::CorruptSegment => {
+                let (from, to) = (self.node(), self.node());
+                self.add(at, Fault::CorruptSegment { from, to });
             }
             Kind::SlowDisk => {
                 let (host, factor) = (self.node(), self.rng.between(2, 200) as f64);
@@ -380,6 +398,8 @@ mod tests {
         let nodes = (0..5).map(HostId).collect();
         let mut config = SwarmConfig::new(nodes, vec![HostId(5), HostId(6)], Duration::from_secs(120));
         config.blackouts = false;
+        config.wire_errors = true;
+        config.forged_resets = true;
         config
     }
 
@@ -430,6 +450,6 @@ mod tests {
             assert!(down.is_empty(), "seed {seed}: {down:?} never came back");
             assert!(lasting.values().all(|n| *n == 0), "seed {seed}: {lasting:?}");
         }
-        assert!(kinds.len() >= 15, "the seeds reach all kinds: {kinds:?}");
+        assert!(kinds.len() == 17, "the seeds reach all kinds: {kinds:?}");
     }
 }

@@ -26,7 +26,7 @@ fn mix(hash: u64, value: u64) -> u64 {
 
 impl Trace {
     pub(super) fn new(seed: u64) -> Trace {
-        Trace { hash: mix(0x6261_746F_6E, seed), lines: VecDeque::with_capacity(REMEMBERED) }
+        Trace { hash: mix(0x6261_746F_6E00, seed), lines: VecDeque::with_capacity(REMEMBERED) }
     }
 
     pub(super) fn note(&mut self, at: u64, host: usize, what: &'static str, subject: u64, detail: u64) {

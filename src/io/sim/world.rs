@@ -226,7 +226,13 @@ impl World {
         self.core.borrow_mut().set_link(index(from), index(to), fault);
     }
 
-    /// Both ends of every connection between two hosts are reset, as by a middlebox.
+    /// Flips one bit of the next segment from one host to another: a flip that TCP's weak sum let through.
+    pub fn corrupt_segment(&self, from: HostId, to: HostId) {
+        self.core.borrow_mut().link(index(from), index(to)).flips += 1;
+    }
+
+    /// Both ends of every connection between two hosts are reset, as by a middlebox. Such a reset is a forgery: a
+    /// protocol that takes a reset for the end of the other process (protocol section 2) is outside its promise here.
     pub fn reset_connections(&self, a: HostId, b: HostId) {
         self.core.borrow_mut().reset_connections(index(a), index(b));
     }
@@ -350,6 +356,7 @@ impl World {
             Fault::Mend { from, to } => self.core.borrow_mut().mend(index(from), index(to)),
             Fault::Link { from, to, fault } => self.set_link(from, to, fault),
             Fault::Reset { a, b } => self.reset_connections(a, b),
+            Fault::CorruptSegment { from, to } => self.corrupt_segment(from, to),
             Fault::SlowDisk { host, factor } => self.slow_disk(host, factor),
             Fault::StallDisk { host, stall } => self.stall_disk(host, stall),
             Fault::ReleaseDisk(host) => self.release_disk(host),
@@ -377,6 +384,7 @@ impl World {
             core.schedule(host);
             for other in 0..core.hosts.len() {
                 core.set_link(host, other, LinkFault::NONE);
+                core.link(host, other).flips = 0;
             }
         }
     }

@@ -324,7 +324,7 @@ fn a_stalled_flush_returns_when_released() {
 fn a_slow_disk_is_slow() {
     let mut rig = Rig::new(1, 1);
     let file = rig.create(A, "/f");
-    let mut took = |rig: &mut Rig| {
+    let took = |rig: &mut Rig| {
         let before = rig.world.now();
         for _ in 0..50 {
             rig.write(A, file, 0, 1, true);

@@ -37,7 +37,6 @@ pub(super) fn blocks(byte: u8, n: usize) -> SharedSlice {
 /// Hosts whose processes do nothing by themselves: each turn only collects its events.
 pub(super) struct Rig {
     pub(super) world: World,
-    pub(super) hosts: Vec<HostId>,
     pub(super) seams: BTreeMap<HostId, SimSeam>,
     pub(super) events: BTreeMap<HostId, Vec<Event>>,
     pub(super) crashed: Vec<HostId>,
@@ -51,13 +50,7 @@ impl Rig {
     pub(super) fn with(seed: u64, hosts: u8, config: SimConfig) -> Rig {
         let world = World::new(seed, config);
         let hosts: Vec<HostId> = (0..hosts).map(|n| world.add_host(ip(n + 1))).collect();
-        let mut rig = Rig {
-            world,
-            hosts: hosts.clone(),
-            seams: BTreeMap::new(),
-            events: BTreeMap::new(),
-            crashed: vec![],
-        };
+        let mut rig = Rig { world, seams: BTreeMap::new(), events: BTreeMap::new(), crashed: vec![] };
         for host in hosts {
             rig.start(host);
         }

@@ -379,3 +379,14 @@ fn latency_and_bandwidth_are_felt() {
     rig.run(ms(1_000));
     assert_eq!(rig.received(B, b).len(), 200_000);
 }
+
+#[test]
+fn a_bit_can_flip_on_the_wire() {
+    let mut rig = Rig::new(1, 2);
+    let (a, b) = rig.connect(A, B, 7000);
+    rig.world.corrupt_segment(A, B);
+    rig.send(A, a, vec![0; 200_000]);
+    rig.run(secs(1));
+    let got = rig.received(B, b);
+    assert_eq!((got.len(), got.iter().map(|byte| byte.count_ones()).sum::<u32>()), (200_000, 1));
+}

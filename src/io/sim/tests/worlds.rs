@@ -84,8 +84,14 @@ impl Busy {
             self.token += 1;
             let offset = draw % 16 * 4096;
             let data = blocks(draw as u8, 1 + draw as usize % 3);
-            self.seam.submit(Op::Write { token: self.token, file, offset, data, durable: draw % 3 == 0 });
-            if draw % 5 == 0 {
+            self.seam.submit(Op::Write {
+                token: self.token,
+                file,
+                offset,
+                data,
+                durable: draw.is_multiple_of(3),
+            });
+            if draw.is_multiple_of(5) {
                 self.seam.submit(Op::Flush { token: self.token, file });
             }
         }
