@@ -140,9 +140,6 @@ pub(super) fn count(page: &[u8]) -> usize {
 fn used(page: &[u8]) -> usize {
     u32_at(page, 12) as usize
 }
-pub(super) fn birth(page: &[u8]) -> Lsn {
-    Lsn(u64_at(page, 16))
-}
 pub(super) fn total(page: &[u8]) -> u64 {
     u64_at(page, 24)
 }

@@ -56,6 +56,7 @@ impl Space {
     pub fn free_count(&self) -> u64 {
         self.free_count
     }
+    #[cfg(test)]
     pub fn is_free(&self, page: PageNo) -> bool {
         self.free.get((page.0 / 64) as usize).is_some_and(|word| word & (1 << (page.0 % 64)) != 0)
     }
