@@ -8,7 +8,8 @@ use bytes::Bytes;
 
 use super::chain::{Chain, ChainError, ReceivedFrame};
 use super::sender::{
-    Frame, LogSource, LogView, MESSAGE_BYTES_SOFT, Outbound, Pulled, Step, gather, wal_removed,
+    Frame, LogSource, LogView, MESSAGE_BYTES_SOFT, Outbound, Pulled, Step, begins_at, chain_mismatch, gather,
+    wal_removed,
 };
 use super::wire::{FramesHead, Kind, Message, Refusal};
 use crate::base::Lsn;
@@ -49,6 +50,7 @@ impl FetchServer {
             }
             Pulled::Removed { oldest } => self.refuse(wal_removed(self.at, oldest)),
             Pulled::End => self.done(view),
+            Pulled::NoBorder => self.refuse(chain_mismatch(self.at)),
         }
     }
 
@@ -69,6 +71,9 @@ impl FetchServer {
     }
 
     fn frames(&mut self, view: &LogView<'_>, frames: Vec<Frame>, max_bytes: usize) -> Step {
+        if begins_at(&frames, self.at).is_none() {
+            return self.refuse(chain_mismatch(self.at));
+        }
         let mut out = Outbound::default();
         self.at = gather(view, Kind::FetchedFrames, self.at, frames, max_bytes, &mut out);
         Step::Send(out)

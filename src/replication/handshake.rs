@@ -21,7 +21,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 use super::wire::{
-    Challenge, ENVELOPE_BYTES, GoodbyeReason, Hello, Message, Stamped, VERSION_MAX, VERSION_MIN, encode,
+    Challenge, ENVELOPE_BYTES, GoodbyeReason, HANDSHAKE_VERSION, Hello, Message, Stamped, VERSION_MAX,
+    VERSION_MIN, encode,
 };
 use crate::base::{ClusterId, Incarnation, NodeId, Term};
 
@@ -58,7 +59,7 @@ pub struct Identity {
 impl Identity {
     /// The envelope of handshake messages.
     pub fn stamped(&self) -> Stamped {
-        Stamped { cluster: self.cluster, session: self.session, version: VERSION_MIN }
+        Stamped { cluster: self.cluster, session: self.session, version: HANDSHAKE_VERSION }
     }
 }
 
@@ -82,6 +83,13 @@ pub struct Session {
     pub joining: bool,
     /// The term that the other side named in its handshake.
     pub peer_term: Term,
+}
+
+impl Session {
+    /// The envelope of this link's messages while this node is in the session of `term`.
+    pub fn stamped(&self, term: Term) -> Stamped {
+        Stamped { cluster: self.cluster, session: term, version: self.version }
+    }
 }
 
 /// The driver's opinion of an authenticated peer.
@@ -207,6 +215,7 @@ pub enum Turn {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one value per handshake, which lives for milliseconds")]
 enum DialerState {
     AwaitChallenge,
     AwaitWelcome { challenge: Challenge, theirs: Stamped },
@@ -309,6 +318,7 @@ impl Dialer {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one value per handshake, which lives for milliseconds")]
 enum AcceptorState {
     AwaitHello,
     AwaitProof { hello: Hello, theirs: Stamped, challenge: Challenge },

@@ -40,7 +40,7 @@ pub use handshake::{
 pub use progress::{LagClock, PeerProgress, Progress, StreamKind, Watermarks};
 pub use receiver::{Position, Receiver, ReceiverError};
 pub use sender::{Frame, LogSource, LogView, Outbound, Pulled, Sender, SenderError, SenderState, Step};
-pub use wire::{Decoder, Envelope, Message, Stamped, WireError};
+pub use wire::{Decoder, Envelope, LogTip, Message, Stamped, WireError};
 
 #[cfg(test)]
 mod tests;

@@ -7,8 +7,8 @@ use super::handshake::Peer;
 use super::wire::Ack;
 use crate::base::planted::{Bug, planted};
 use crate::base::{AppliedLsn, CommittedLsn, FlushedLsn, Incarnation, Lsn, Mono, NodeId, Term};
+use crate::role::CommitRule;
 use crate::role::history::same;
-use crate::role::{CommitRule, Generation};
 
 /// How a standby streams.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -67,7 +67,7 @@ impl Progress {
         self.peers.insert((peer.node, peer.incarnation), fresh);
     }
 
-    /// The link ended. What it flushed stays flushed, and goes on counting.
+    /// The link ended: what it said counts for the commit index no more until its next stream of this term.
     pub fn disconnected(&mut self, peer: &Peer) {
         if let Some(progress) = self.peers.get_mut(&(peer.node, peer.incarnation)) {
             progress.connected = false;
@@ -109,17 +109,15 @@ impl Progress {
     /// Never moves back.
     pub fn commit_index(&mut self, own_flushed: FlushedLsn, rule: &CommitRule) -> Option<CommittedLsn> {
         let reached = if planted(Bug::AckBeforeQuorum) {
-            own_flushed.lsn()
+            Some(own_flushed.lsn())
         } else {
             self.reached(own_flushed.lsn(), rule, &|progress| progress.flushed.lsn())
         };
-        if reached >= rule.floor {
-            self.committed.advance(reached);
-        }
-        (self.committed.lsn() >= rule.floor && self.committed.lsn() > Lsn::ZERO).then_some(self.committed)
+        self.committed.advance(reached.unwrap_or(Lsn::ZERO));
+        (self.committed.lsn() > Lsn::ZERO).then_some(self.committed)
     }
 
-    /// Call after [`Progress::commit_index`]. `own_applied` is the leader's own view, which is its commit index.
+    /// Call after [`Progress::commit_index`].
     pub fn watermarks(&self, own_flushed: FlushedLsn, rule: &CommitRule) -> Watermarks {
         let committed = self.committed.lsn();
         let written = self.reached(own_flushed.lsn(), rule, &|progress| progress.written);
@@ -129,9 +127,9 @@ impl Progress {
         });
         Watermarks {
             local: own_flushed,
-            remote_write: written.max(committed),
+            remote_write: written.unwrap_or(Lsn::ZERO).max(committed),
             on: self.committed,
-            remote_apply: AppliedLsn(applied),
+            remote_apply: AppliedLsn(applied.unwrap_or(Lsn::ZERO)),
         }
     }
 
@@ -163,47 +161,25 @@ impl Progress {
         self.peers.values().filter(|progress| !progress.kind.cascade && holds(progress)).count()
     }
 
-    /// The highest position that `own` covers and that, for every generation in force, enough other voters cover.
-    fn reached(&self, own: Lsn, rule: &CommitRule, held: &dyn Fn(&PeerProgress) -> Lsn) -> Lsn {
-        assert!(!rule.generations.is_empty(), "a leader always has a policy generation");
-        let by_generation = rule.generations.iter().map(|g| self.reached_in(g, rule, held));
-        by_generation.fold(own, Lsn::min)
+    /// The role room's rule over what the connected standbys hold in some sense.
+    fn reached(&self, own: Lsn, rule: &CommitRule, held: &dyn Fn(&PeerProgress) -> Lsn) -> Option<Lsn> {
+        let counting = self.peers.iter().filter(|(_, progress)| progress.connected && !progress.kind.cascade);
+        let followers: Vec<(NodeId, Incarnation, FlushedLsn)> = counting
+            .map(|((node, incarnation), progress)| {
+                (*node, believed(rule, *node, *incarnation), FlushedLsn(held(progress)))
+            })
+            .collect();
+        rule.commit(FlushedLsn(own), &followers)
     }
+}
 
-    fn reached_in(&self, g: &Generation, rule: &CommitRule, held: &dyn Fn(&PeerProgress) -> Lsn) -> Lsn {
-        let leader_votes =
-            g.voters.iter().any(|v| (v.node, v.incarnation) == (rule.leader, rule.incarnation));
-        // Only voters meet a recruit quorum: a leader that is none is replaced by one more of them.
-        let needed = usize::from(g.k) + usize::from(!leader_votes);
-        if needed == 0 {
-            return Lsn::MAX;
-        }
-        let others = g.voters.iter().filter(|voter| voter.node != rule.leader);
-        let voters: Vec<Option<&PeerProgress>> =
-            others.map(|voter| self.voter(voter.node, voter.incarnation)).collect();
-        let position = |progress: &Option<&PeerProgress>| progress.map_or(Lsn::ZERO, held);
-        let mut positions: Vec<Lsn> = voters.iter().map(position).collect();
-        if g.first {
-            let connected = voters.iter().filter(|voter| voter.is_some_and(|progress| progress.connected));
-            let chosen: Vec<Lsn> = connected.take(needed).map(position).collect();
-            if chosen.len() == needed {
-                positions = chosen;
-            }
-        }
-        if positions.len() < needed {
-            return Lsn::ZERO;
-        }
-        positions.sort_unstable_by(|a, b| b.cmp(a));
-        positions[needed - 1]
+/// The incarnation that the handshake proved; a planted bug takes the node's word for being the listed one.
+fn believed(rule: &CommitRule, node: NodeId, incarnation: Incarnation) -> Incarnation {
+    if !planted(Bug::CountWipedOrBuildingNode) {
+        return incarnation;
     }
-
-    /// What a listed voter has said, under this very incarnation.
-    fn voter(&self, node: NodeId, incarnation: Incarnation) -> Option<&PeerProgress> {
-        if planted(Bug::CountWipedOrBuildingNode) {
-            return self.peers.iter().find(|((other, _), _)| *other == node).map(|(_, progress)| progress);
-        }
-        self.peers.get(&(node, incarnation)).filter(|progress| !progress.kind.cascade)
-    }
+    let voters = rule.generations.iter().flat_map(|generation| &generation.voters);
+    voters.filter(|voter| voter.node == node).map(|voter| voter.incarnation).next().unwrap_or(incarnation)
 }
 
 /// When the log reached which position: turns a lag in bytes into a lag in time. Bounded: when it is full, older

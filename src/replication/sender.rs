@@ -13,15 +13,14 @@ use crate::base::limits::{FRAME_BYTES_MAX, GROUP_BYTES_SOFT, PEER_MESSAGE_BYTES_
 use crate::base::{ClusterId, CommittedLsn, Lsn, SharedSlice, Term};
 use crate::record::FrameHeader;
 use crate::role::History;
+pub use crate::wal::Frame;
+use crate::wal::ReadLog;
 
 /// Frames go out in messages of about this size, so that heartbeats and answers find their turn.
 pub const MESSAGE_BYTES_SOFT: usize = GROUP_BYTES_SOFT;
 
 const _: () = assert!(MESSAGE_BYTES_SOFT <= FRAME_BYTES_MAX && FRAME_BYTES_MAX < PEER_MESSAGE_BYTES_MAX);
 const _: () = assert!(SEND_WINDOW_BYTES >= 2 * FRAME_BYTES_MAX as u64);
-
-/// A frame in memory: its header, and header + payload without the padding.
-pub type Frame = (FrameHeader, SharedSlice);
 
 /// Bytes ready for one gathered send.
 #[derive(Debug, Default)]
@@ -90,6 +89,20 @@ pub enum Pulled {
     Removed { oldest: Lsn },
     /// The position is the end of the log.
     End,
+    /// No frame begins there: the asker made the position up, or its log is damaged.
+    NoBorder,
+}
+
+impl From<ReadLog> for Pulled {
+    fn from(read: ReadLog) -> Pulled {
+        match read {
+            ReadLog::Frames(frames) => Pulled::Memory(frames),
+            ReadLog::OnDisk { .. } => Pulled::OnDisk,
+            ReadLog::End => Pulled::End,
+            ReadLog::Gone { first } => Pulled::Removed { oldest: first },
+            ReadLog::NoBorder => Pulled::NoBorder,
+        }
+    }
 }
 
 /// The log as a sender sees it; the node implements it over its `wal`.
@@ -212,6 +225,7 @@ impl Sender {
             }
             Pulled::Removed { oldest } => self.refuse(wal_removed(self.sent, oldest)),
             Pulled::End => self.at_end(view),
+            Pulled::NoBorder => self.refuse(chain_mismatch(self.sent)),
         }
     }
 
@@ -311,8 +325,10 @@ impl Sender {
 
     fn frames(&mut self, view: &LogView<'_>, frames: Vec<Frame>, max_bytes: usize) -> Step {
         let mut out = Outbound::default();
+        let Some(first) = begins_at(&frames, self.sent) else {
+            return self.refuse(chain_mismatch(self.sent));
+        };
         if self.state == SenderState::Matching {
-            let first = &frames.first().expect("a log that has frames gives at least one").0;
             if let Err(refusal) = compare(&self.asked, first.previous) {
                 return self.refuse(refusal);
             }
@@ -376,9 +392,14 @@ fn compare(asked: &LogTip, ours: crate::base::Digest) -> Result<(), Refusal> {
     if asked.digest == ours { Ok(()) } else { Err(chain_mismatch(asked.end)) }
 }
 
-fn chain_mismatch(at: Lsn) -> Refusal {
+pub(super) fn chain_mismatch(at: Lsn) -> Refusal {
     let text = format!("the log differs at {at} although its term is the same: one side is damaged");
     Refusal { reason: RefuseReason::ChainMismatch { at }, text }
+}
+
+/// The first frame, if there is one and it begins at `at`. The position came from a peer: nothing is taken for granted.
+pub(super) fn begins_at(frames: &[Frame], at: Lsn) -> Option<&FrameHeader> {
+    frames.first().map(|(header, _)| header).filter(|header| header.first == at)
 }
 
 pub(super) fn wal_removed(asked: Lsn, oldest: Lsn) -> Refusal {

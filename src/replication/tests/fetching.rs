@@ -90,3 +90,18 @@ fn a_source_that_is_too_short_or_has_lost_the_log_says_so() {
     assert_eq!(refusal, wal_removed(log.frames[3].0.first, log.oldest));
     assert!(matches!(server.next(&log.view(term(1)), &log), Step::Idle));
 }
+
+#[test]
+fn a_made_up_position_is_refused() {
+    let mut log = long_log();
+    let (at, end) = (log.frames[2].0.first, log.tip().end);
+    log.memory_from = end;
+    for loaded in [log.read(log.frames[4].0.first, 1), Vec::new()] {
+        let mut server = FetchServer::new(at, end);
+        let view = log.view(term(1));
+        assert!(matches!(server.next(&view, &log), Step::Load { .. }));
+        let Step::Refuse(refusal) = server.loaded(&view, Ok(loaded)) else { panic!() };
+        assert_eq!(refusal.reason, RefuseReason::ChainMismatch { at });
+        assert!(server.is_over());
+    }
+}

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use super::{CLUSTER, TestLog, peer, term};
+use crate::base::planted::{Bug, plant};
 use crate::base::{AppliedLsn, CommittedLsn, FlushedLsn, Lsn, Prng, SharedSlice, Term};
 use crate::replication::receiver::{Position, Receiver};
 use crate::replication::sender::{Sender, Step};
@@ -291,4 +292,22 @@ fn the_logs_end_equal_whatever_the_link_does() {
         divergences += d;
     }
     assert!(matches > 500 && divergences > 20, "too tame: {matches} sessions, {divergences} forks");
+}
+
+/// The same world notices a standby that acknowledges what it has only received.
+#[test]
+#[should_panic(expected = "an ack that is not true")]
+fn an_ack_before_the_flush_is_noticed() {
+    let _bug = plant(Bug::AckBeforeFlush);
+    run(1, 1500);
+}
+
+/// And a standby that refuses old-term frames never catches up again after a change of leader.
+#[test]
+#[should_panic(expected = "no progress")]
+fn judging_frames_by_the_session_is_noticed() {
+    let _bug = plant(Bug::JudgeFramesByPromisedTerm);
+    for seed in 0..20 {
+        run(seed, 1500);
+    }
 }

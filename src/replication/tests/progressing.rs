@@ -133,8 +133,9 @@ fn the_index_never_moves_back() {
     assert_eq!(progress.get(NodeId(2), Incarnation(2)).unwrap().flushed, FlushedLsn::ZERO);
     assert_eq!(commit(&mut progress, 70, &rule), Some(50));
     progress.on_ack(&peer(2), term(5), &ack(65, 65, 0), NOW);
+    assert_eq!(commit(&mut progress, 70, &rule), Some(65));
     progress.disconnected(&peer(2));
-    assert_eq!(commit(&mut progress, 70, &rule), Some(65), "what was flushed stays flushed");
+    assert_eq!(commit(&mut progress, 70, &rule), Some(65), "what was committed stays committed");
     assert!(!progress.on_ack(&peer(2), term(5), &ack(70, 70, 0), NOW), "a link that ended says nothing");
     progress.forget(NodeId(2));
     assert_eq!(progress.peers().count(), 0);
@@ -177,6 +178,17 @@ fn nothing_commits_below_the_first_frame_of_the_term() {
     assert_eq!(progress.committed(), CommittedLsn::ZERO);
     progress.on_ack(&peer(2), term(5), &ack(64, 64, 0), NOW);
     assert_eq!(commit(&mut progress, 100, &rule), Some(64), "the old tail comes with it");
+}
+
+#[test]
+fn only_connected_standbys_count() {
+    let rule = rule(vec![generation(1, &[1, 2, 3], 1)], 0);
+    let mut progress = table(&[(2, 50)]);
+    progress.disconnected(&peer(2));
+    assert_eq!(commit(&mut progress, 60, &rule), None);
+    progress.stream_started(&peer(2), StreamKind::default(), NOW);
+    progress.on_ack(&peer(2), term(5), &ack(50, 50, 0), NOW);
+    assert_eq!(commit(&mut progress, 60, &rule), Some(50));
 }
 
 #[test]

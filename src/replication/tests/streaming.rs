@@ -224,6 +224,31 @@ fn frames_on_disk_are_loaded_and_the_commit_moves_meanwhile() {
 }
 
 #[test]
+fn a_made_up_position_is_refused() {
+    struct Scripted(std::cell::Cell<Option<Pulled>>);
+    impl LogSource for Scripted {
+        fn frames_from(&self, _at: Lsn, _max_bytes: usize) -> Pulled {
+            self.0.take().expect("asked once")
+        }
+    }
+    let log = two_terms();
+    let mismatch = RefuseReason::ChainMismatch { at: Lsn(2 * BLOCK) };
+    // What the log may say about a position in the middle of a frame.
+    let elsewhere = log.read(Lsn(3 * BLOCK), 1);
+    for pulled in [Pulled::NoBorder, Pulled::Memory(elsewhere.clone())] {
+        let mut sender = ask(&cut(&log, 2), &log).unwrap();
+        let source = Scripted(std::cell::Cell::new(Some(pulled)));
+        assert_eq!(refusal(sender.next(&log.view(term(3)), &source)), mismatch);
+    }
+    for loaded in [elsewhere, Vec::new()] {
+        let mut sender = ask(&cut(&log, 2), &log).unwrap();
+        let source = Scripted(std::cell::Cell::new(Some(Pulled::OnDisk)));
+        assert!(matches!(sender.next(&log.view(term(3)), &source), Step::Load { .. }));
+        assert_eq!(refusal(sender.loaded(&log.view(term(3)), Ok(loaded))), mismatch);
+    }
+}
+
+#[test]
 fn a_sender_never_outlives_its_term() {
     let log = two_terms();
     let mut sender = ask(&cut(&log, 1), &log).unwrap();

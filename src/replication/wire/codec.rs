@@ -1,4 +1,55 @@
-//! Byte layouts: little-endian, no padding, drawn byte by byte in `docs/format.md`.
+//! Byte layouts: little-endian, no padding. `docs/format.md` shows the same tables.
+//!
+//! Envelope, 72 bytes, in front of every body:
+//!
+//! ```text
+//!  at size field
+//!   0   4  magic "BTNP"
+//!   4   2  protocol version of the link (1 in handshake messages, for ever)
+//!   6   1  kind
+//!   7   1  flags, zero
+//!   8   4  body length; each kind has its own limit
+//!  12   4  reserved, zero
+//!  16  16  cluster id (zero: the sender belongs to none yet; handshake only)
+//!  32   8  session term, number
+//!  40  16  session term, id
+//!  56  16  xxh3-128 over bytes 0..56 and the body (of Frames and FetchedFrames: the first 32 bytes of the body)
+//! ```
+//!
+//! Bodies by kind; sizes in bytes, in the order of the fields:
+//!
+//! ```text
+//!  1 Hello           node 2, wanted node 2, version min 2, version max 2, incarnation 16, run 16, nonce 32
+//!  2 Challenge       node 2, chosen version 2, version min 2, version max 2, incarnation 16, run 16, nonce 32
+//!  3 Proof           HMAC-SHA256 32
+//!  4 Welcome         HMAC-SHA256 32
+//!  5 Goodbye         reason 2, text length 2, text
+//! 16 StreamRequest   end 8, last term number 8, last term id 16, last digest 16, committed 8, cascade 1, zero 1,
+//!                    history entries 2, history
+//! 17 StreamStart     from 8, commit 8, end 8, history entries 2, history
+//! 18 StreamRefuse    value 8, id 16, reason 2, text length 2, text
+//! 19 Frames          first 8, end 8, commit 8, frames 4, eager acks 4 (0 or 1); frames without padding, back to back
+//! 20 Ack             written 8, flushed 8, applied 8, matched 8, committed 8
+//! 21 Commit          LSN 8
+//! 32 Heartbeat       sequence 8, sent 8, commit 8, end 8, clock 8, wants grant 8 (0 or 1)
+//! 33 HeartbeatAck    sequence 8, sent 8, granted 8 (0 or 1)
+//! 34 LeaseRelease    -
+//! 48 LogFetch        from 8, to 8
+//! 49 FetchedFrames   as Frames
+//! 50 FetchDone       end 8
+//! 51 FetchRefuse     as StreamRefuse
+//! 64 CheckpointRoots per root: LSN 8, digest 16, shard 2
+//! 80 Role            the role room's bytes
+//! 81 Build           the rebuild room's bytes
+//! 96 StatusRequest   JSON
+//! 97 StatusReply     JSON
+//!
+//! history: per entry term number 8, term id 16, start LSN 8; both terms and starts strictly ascend
+//! refusal reasons (value, id): 1 not upstream (leader or 0), 2 diverged (fork), 3 WAL removed (oldest),
+//!   4 chain mismatch (position), 5 behind (end), 6 other term (number, id), 7 too many (0), 8 unhealthy (0)
+//! ```
+//!
+//! Positions that must be frame borders are multiples of 4096. Whatever is accepted has one encoding only.
 
 use bytes::Bytes;
 use zerocopy::little_endian::{U16, U32, U64, U128};

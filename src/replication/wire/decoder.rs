@@ -4,7 +4,7 @@ use bytes::{Buf, BytesMut};
 use zerocopy::FromBytes;
 
 use super::codec::{self, MAGIC, RawEnvelope};
-use super::{ENVELOPE_BYTES, Envelope, Kind, VERSION_MIN, WireError};
+use super::{ENVELOPE_BYTES, Envelope, HANDSHAKE_VERSION, Kind, WireError};
 use crate::base::ClusterId;
 use crate::base::limits::PEER_MESSAGE_BYTES_MAX;
 
@@ -112,7 +112,7 @@ impl Decoder {
             Some(_) if kind.is_handshake() && kind != Kind::Goodbye => {
                 return Err(WireError::AlreadyAuthenticated(kind));
             }
-            None => VERSION_MIN,
+            None => HANDSHAKE_VERSION,
             Some((cluster, version)) => {
                 let got = ClusterId(raw.cluster.get());
                 if got != cluster {

@@ -17,6 +17,7 @@ use crate::base::{
     WallMs,
 };
 use crate::role::History;
+use crate::wal::LogEnd;
 
 pub use codec::{encode, encode_frames_head};
 pub use decoder::Decoder;
@@ -24,6 +25,9 @@ pub use decoder::Decoder;
 /// The oldest and the newest protocol version that this build speaks.
 pub const VERSION_MIN: u16 = 1;
 pub const VERSION_MAX: u16 = 1;
+/// The version in the envelope of handshake messages: fixed for ever, so that two builds without a common version
+/// can still tell each other so.
+pub const HANDSHAKE_VERSION: u16 = 1;
 /// Bytes of the envelope in front of every body.
 pub const ENVELOPE_BYTES: usize = 72;
 /// The largest body before both sides are authenticated.
@@ -128,7 +132,7 @@ impl Kind {
 pub struct Stamped {
     pub cluster: ClusterId,
     pub session: Term,
-    /// The version that the handshake chose; [`VERSION_MIN`] before.
+    /// The version that the handshake chose; [`HANDSHAKE_VERSION`] before.
     pub version: u16,
 }
 
@@ -175,6 +179,18 @@ pub struct LogTip {
     pub term: Term,
     /// Digest of the last frame, zero when the log is empty.
     pub digest: Digest,
+}
+
+impl From<LogEnd> for LogTip {
+    fn from(end: LogEnd) -> LogTip {
+        LogTip { end: end.end, term: end.last_term, digest: end.last_digest }
+    }
+}
+
+impl From<LogTip> for LogEnd {
+    fn from(tip: LogTip) -> LogEnd {
+        LogEnd { end: tip.end, last_term: tip.term, last_digest: tip.digest }
+    }
 }
 
 /// A standby asks its upstream for the stream.
