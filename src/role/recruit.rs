@@ -1,0 +1,1 @@
+//! Tallies of a recruit: which generations bind, who counts, whose log is best.
