@@ -364,7 +364,8 @@ impl Parts {
         };
         if !whole {
             let incarnation = node.identity.incarnation;
-            node.tell_role(Input::DataChanged { status: DataStatus::Damaged, incarnation });
+            let status = DataStatus::Damaged;
+            node.tell_role(Input::DataChanged { status, incarnation, history: None, policy: None });
         }
         for (encoded, start, end) in policies {
             node.policy_seen(&encoded, start, end);

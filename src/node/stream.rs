@@ -547,9 +547,10 @@ impl<S: Seam> Node<S> {
         slot.receiver.written(written);
         slot.receiver.flushed(flushed);
         slot.receiver.applied(self.data.applied);
-        let (conn, session) = (slot.conn, slot.receiver.session());
+        let (conn, leader, session) = (slot.conn, slot.leader, slot.receiver.session());
         let commit = slot.receiver.redo_limit().lsn();
-        let ack = if self.acks_stopped || !self.role.may_ack(session) { None } else { slot.receiver.take_ack() };
+        let allowed = !self.acks_stopped && self.role.may_ack(leader, session);
+        let ack = if allowed { slot.receiver.take_ack() } else { None };
         if let Some(ack) = ack {
             self.links.send_in(&mut self.seam, conn, self.now, session, &Message::Ack(ack));
         }

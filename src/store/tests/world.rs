@@ -44,7 +44,7 @@ impl Logged {
             Rec::Delete { key } => Record::Delete { shard, key },
             Rec::Range { start, end } => Record::DeleteRange { shard, start, end },
             Rec::Clear => Record::ClearShard { shard },
-            Rec::Checkpoint => Record::Checkpoint { shard, merge_version: MERGE_VERSION },
+            Rec::Checkpoint => Record::Checkpoint { shard, merge_version: MERGE_VERSION, at: self.at },
         }
     }
 
