@@ -235,8 +235,7 @@ impl UringSeam {
         let open = self.files.get(file.0);
         check_memory(open, data);
         let data = data.clone();
-        let mut write =
-            Writing { token: 0, file: file.0, fd: -1, offset, data, written: 0, durable: false };
+        let mut write = Writing { token: 0, file: file.0, fd: -1, offset, data, written: 0, durable: false };
         loop {
             let at = offset + write.written as u64;
             let result = raw_result(open.handle.write_at(&write.data[write.written..], at));
@@ -255,7 +254,10 @@ impl UringSeam {
     /// so this share, only after the writes that were in flight have landed.
     pub(super) fn lock_data_folder(&mut self, folder: &Path) -> io::Result<()> {
         if self.lock.is_some() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "this ring already holds a folder lock"));
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "this ring already holds a folder lock",
+            ));
         }
         let path = folder.join("LOCK");
         let opened =
@@ -299,7 +301,7 @@ fn next_read(
     if result == 0 || read.filled == read.buf.len() {
         return Round::Done(read, Ok(()));
     }
-    if !direct || read.filled % BLOCK_BYTES == 0 {
+    if !direct || read.filled.is_multiple_of(BLOCK_BYTES) {
         return Round::Again(read);
     }
     // A direct read cannot go on between block borders: either this was the end of the file, or go back to a border.

@@ -36,6 +36,7 @@ pub use pool::LentBuffer;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -82,11 +83,14 @@ impl UringSeam {
     pub fn new(config: UringConfig) -> io::Result<UringSeam> {
         let ring = Ring::open(config.entries)?;
         let mut warnings = Vec::new();
-        let pool = config.shared_buffers.then(|| Rc::new(BufferPool::new(config.buffers, config.buffer_bytes)));
+        let pool =
+            config.shared_buffers.then(|| Rc::new(BufferPool::new(config.buffers, config.buffer_bytes)));
         let pool = pool.filter(|pool| match ring.offer_buffers(pool) {
             Ok(()) => true,
             Err(error) => {
-                warnings.push(format!("the kernel takes no shared receive buffers ({error}): receives are slower"));
+                warnings.push(format!(
+                    "the kernel takes no shared receive buffers ({error}): receives are slower"
+                ));
                 false
             }
         });
@@ -267,6 +271,9 @@ impl Seam for UringSeam {
     }
 
     fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        if from.parent() != to.parent() {
+            return Err(io::ErrorKind::CrossesDevices.into());
+        }
         std::fs::rename(from, to)
     }
 
@@ -275,10 +282,7 @@ impl Seam for UringSeam {
     }
 
     fn create_folder(&mut self, path: &Path) -> io::Result<()> {
-        match std::fs::create_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-            outcome => outcome,
-        }
+        std::fs::DirBuilder::new().mode(0o700).create(path)
     }
 
     fn list(&mut self, path: &Path) -> io::Result<Vec<String>> {

@@ -144,7 +144,9 @@ fn folder_operations_do_what_they_say() {
     let mut seam = seam();
     let wal = folder.path().join("wal");
     seam.create_folder(&wal).unwrap();
-    seam.create_folder(&wal).unwrap();
+    assert_eq!(seam.create_folder(&wal).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    assert_eq!(std::fs::metadata(&wal).unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(seam.rename(&wal, &folder.path().join("no/such")).is_err());
     assert!(seam.create_folder(&folder.path().join("no/such")).is_err());
     for name in ["b", "a", "c"] {
         let file = seam.open(&wal.join(name), Open::Create).unwrap();
