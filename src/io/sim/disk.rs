@@ -267,6 +267,11 @@ impl Disk {
 
     // ---- Operations.
 
+    fn fate_of(&mut self, work: &Work) -> Fate {
+        let fate = self.fate(work.kind());
+        if self.fail_flushes && work.flushes() { Fate::Fail } else { fate }
+    }
+
     fn fate(&mut self, op: DiskOp) -> Fate {
         let mut fate = Fate::Fine;
         self.armed.retain_mut(|(kind, to_go, armed)| {
@@ -316,7 +321,7 @@ impl Disk {
     /// Starts an operation; it lands after the returned time.
     pub(super) fn start(&mut self, process: u64, work: Work, config: &DiskConfig) -> (u64, u64) {
         let took = self.latency(&work, config);
-        let fate = self.fate(work.kind());
+        let fate = self.fate_of(&work);
         let mark = match work {
             Work::Flush { inode, .. } => self.inode(inode).mark(),
             _ => 0,
@@ -425,7 +430,7 @@ impl Disk {
         config: &DiskConfig,
     ) -> (u64, io::Result<Option<AlignedBuf>>) {
         let took = self.latency(&work, config);
-        let fate = self.fate(work.kind());
+        let fate = self.fate_of(&work);
         let hangs = self.hangs(&work);
         if hangs && !(matches!(work, Work::Write { .. }) && self.rng.chance(0.5)) {
             return (nanos(config.stalled_now), Err(io::ErrorKind::TimedOut.into()));

@@ -140,6 +140,8 @@ impl Core {
         if self.reaches(to, host) {
             self.pump(id);
         } else {
+            // It probes for room in vain, and not for ever.
+            self.note_silence(id);
             self.queue_room(id, 100 * MS);
         }
     }
@@ -214,6 +216,8 @@ impl Core {
         let Some(end) = self.net.ends.get(&id).filter(|e| !e.gone) else { return };
         let (host, from) = (end.host, end.peer_host);
         if !self.hosts[from].powered || !self.reaches(from, host) {
+            // The reset is lost; what drew it is sent again, and not for ever.
+            self.note_silence(id);
             self.queue.push(self.now + 500 * MS, What::Reset { end: id });
             return;
         }

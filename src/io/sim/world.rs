@@ -262,7 +262,7 @@ impl World {
         self.disk(host, |disk| disk.arm_failure(op, nth));
     }
 
-    /// From now on every flush fails.
+    /// From now on every flush, folder sync and durable write fails.
     pub fn fail_flushes(&self, host: HostId, fail: bool) {
         self.disk(host, |disk| disk.fail_flushes = fail);
     }

@@ -247,6 +247,10 @@ fn the_nth_operation_fails_once() {
         rig.seam(A).submit(Op::Flush { token, file });
         assert!(rig.flushed(A, token).is_err());
     }
+    rig.submit_write(A, 8, file, 0, 1, true);
+    assert!(rig.written(A, 8).is_err(), "a durable write flushes too");
+    rig.submit_write(A, 8, file, 0, 1, false);
+    assert!(rig.written(A, 8).is_ok());
     rig.world.fail_flushes(A, false);
     assert!(rig.seam(A).flush_now(file).is_ok());
 }

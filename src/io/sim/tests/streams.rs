@@ -390,3 +390,19 @@ fn a_bit_can_flip_on_the_wire() {
     let got = rig.received(B, b);
     assert_eq!((got.len(), got.iter().map(|byte| byte.count_ones()).sum::<u32>()), (200_000, 1));
 }
+
+/// A sender out of room whose peer's answers are cut off for good gives up: nothing in the world probes for ever.
+#[test]
+fn hopeless_probing_ends() {
+    let mut rig = Rig::new(1, 2);
+    let (a, b) = rig.connect_quietly(A, B, 7000);
+    rig.send(A, a, vec![1; 1 << 20]);
+    rig.run(secs(1));
+    rig.world.cut(B, A);
+    rig.seam(B).submit(Op::Receive { conn: b });
+    rig.world.reset_connections(A, B);
+    assert!(rig.sent(A, a).is_err());
+    rig.seam(A).submit(Op::Receive { conn: a });
+    rig.run(secs(60));
+    assert_eq!(rig.world.next(), None);
+}
