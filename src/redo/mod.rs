@@ -192,3 +192,6 @@ fn check_range(start: &[u8], end: &[u8]) -> Result<(), RedoError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
