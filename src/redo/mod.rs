@@ -197,3 +197,6 @@ fn check_range(start: &[u8], end: &[u8]) -> Result<(), RedoError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
