@@ -30,6 +30,8 @@ pub(super) struct Recruit {
     wish: bool,
     /// A leader that recruits above a mere promise: its clients wait.
     keep: bool,
+    /// Such a leader had to roll back in front of a better log; it goes on as a standby that recruits.
+    rolled_back: bool,
     dry_run: bool,
     alone: bool,
     force: bool,
@@ -175,6 +177,7 @@ impl RoleMachine {
             op: None,
             wish: false,
             keep: false,
+            rolled_back: false,
             dry_run: false,
             alone: false,
             force: false,
@@ -280,12 +283,15 @@ impl RoleMachine {
 
     pub(super) fn dry_reply(
         &mut self,
+        now: Mono,
         from: NodeId,
         attempt: u64,
         leader: Option<LeaderSeen>,
         report: Report,
+        out: &mut Vec<Effect>,
     ) {
         self.highest = self.highest.max(report.history.last().map_or(0, |(term, _)| term.number));
+        self.met_started(now, report.last_term.max(leader.map_or(Term::NONE, |seen| seen.term)), out);
         if let Work::Recruit(recruit) = &mut self.work
             && recruit.attempt == attempt
             && matches!(recruit.stage, Stage::Dry { .. })
@@ -307,8 +313,15 @@ impl RoleMachine {
     /// The dry round is over: would a recruit work, and may it be tried?
     fn judge(&mut self, now: Mono, log: &LogView, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
         r.reports.insert(self.control.node, self.report(log));
-        if let Some(step) = self.judge_leader(now, r, out) {
-            return step;
+        let alive = self.living_leader(now, r);
+        if let Some((proof, seen)) = alive
+            && !r.force
+        {
+            // Hearsay may be older than the leader's death: it is asked again for a while.
+            let again = !proof && now.since(r.began) < self.config.lease * 2;
+            let refusal = Refusal::PrimaryAlive { node: seen.node, term: seen.term };
+            out.push(Effect::Send { to: seen.node, message: RoleMessage::StatusProbe });
+            return self.fail(now, r, refusal, again, out);
         }
         if let Err(refusal) = self.promotable(log, r) {
             return self.fail(now, r, refusal, false, out);
@@ -330,6 +343,12 @@ impl RoleMachine {
         if r.dry_run {
             return self.close(r, Ok(Done::Would { evidence }), out);
         }
+        // A living leader is disturbed only when everything else is known to work.
+        if let Some((_, seen)) = alive.filter(|_| !r.yielded) {
+            out.push(Effect::Send { to: seen.node, message: RoleMessage::Yield { attempt: r.attempt } });
+            r.stage = Stage::Yield { until: now + YIELD_WAIT_MAX };
+            return Step::Stay;
+        }
         out.push(Effect::Evidence(evidence));
         r.term = Term { number: self.highest.saturating_add(1), id: self.rng.next_u128() };
         // The grant to the old leader runs out; none is added meanwhile.
@@ -338,41 +357,25 @@ impl RoleMachine {
         Step::Moved
     }
 
-    /// A living leader is not replaced unless it was asked to yield.
-    fn judge_leader(&mut self, now: Mono, r: &mut Recruit, out: &mut Vec<Effect>) -> Option<Step> {
-        let me = self.control.node;
-        let lease_ms = self.config.lease.as_millis() as u64;
+    /// A leader other than this node that was heard within one lease, and whether that is its own word. A leader that
+    /// recruits above a promise has stepped down already if it met a started term, so it asks nobody.
+    fn living_leader(&self, now: Mono, r: &Recruit) -> Option<(bool, LeaderSeen)> {
         if r.keep {
-            let started =
-                r.leaders.values().find(|seen| seen.node != me && seen.term > self.control.promised)?;
-            let term = started.term;
-            out.push(Effect::Send { to: started.node, message: RoleMessage::StatusProbe });
-            return Some(self.fail(now, r, Refusal::Superseded { term }, true, out));
-        }
-        if r.yielded {
             return None;
         }
+        let me = self.control.node;
+        let others = r.leaders.iter().filter(|(_, seen)| seen.node != me);
         let own = match &self.phase {
-            Phase::Following(f) => f.heard.map(|heard| LeaderSeen {
-                node: f.leader,
-                term: f.term,
-                heard_ms: now.since(heard).as_millis() as u64,
+            Phase::Following(f) => f.heard.map(|heard| {
+                let heard_ms = now.since(heard).as_millis() as u64;
+                LeaderSeen { node: f.leader, term: f.term, heard_ms }
             }),
             _ => None,
         };
-        let seen = r.leaders.iter().map(|(from, seen)| (*from, *seen)).chain(own.map(|seen| (me, seen)));
-        let alive: Vec<_> = seen.filter(|(_, seen)| seen.node != me && seen.heard_ms < lease_ms).collect();
-        // Its own word is proof; hearsay may be older than its death, so it is asked again for a while.
-        let proof = alive.iter().find(|(from, seen)| *from == seen.node);
-        let (_, seen) = proof.or(alive.first())?;
-        if r.force {
-            out.push(Effect::Send { to: seen.node, message: RoleMessage::Yield { attempt: r.attempt } });
-            r.stage = Stage::Yield { until: now + YIELD_WAIT_MAX };
-            return Some(Step::Stay);
-        }
-        let hearsay = proof.is_none() && now.since(r.began) < self.config.lease * 2;
-        let refusal = Refusal::PrimaryAlive { node: seen.node, term: seen.term };
-        Some(self.fail(now, r, refusal, hearsay, out))
+        let lease_ms = self.config.lease.as_millis() as u64;
+        let told =
+            others.map(|(from, seen)| (*from == seen.node, *seen)).chain(own.map(|seen| (false, seen)));
+        told.filter(|(_, seen)| seen.heard_ms < lease_ms).max_by_key(|(proof, _)| *proof)
     }
 
     /// May this node lead at all?
@@ -515,6 +518,7 @@ impl RoleMachine {
             Err(refusal) => return self.fail(now, r, refusal, false, out),
         };
         // What was executed ahead of commit is rolled back: from here on this log is filled as a standby's.
+        r.rolled_back |= matches!(self.phase, Phase::Leading(_));
         self.step_down(now, "a voter's log is ahead of its own", out);
         self.show(self.role, State::Promoting, out);
         self.control.history = history;
@@ -718,7 +722,7 @@ impl RoleMachine {
             if self.state == State::Promoting && self.leading().is_none() {
                 self.show(Role::Primary, State::WaitPromoting, out);
             }
-        } else if r.keep {
+        } else if r.rolled_back {
             // It was a primary and had to roll back: it still means to lead until another one does.
             let wish = Wish { op: None, give_up: now, next: now + pause, alone: false, force: false };
             self.wish.get_or_insert(wish);
@@ -727,16 +731,18 @@ impl RoleMachine {
             self.show_lonely(out);
         }
         if r.wish
-            && let Some(wish) = &mut self.wish
+            && let Some(mut wish) = self.wish.take()
         {
+            // A request waits for voters, not for a change of facts. Nor does it ask a living leader to yield for ever.
+            let waits = matches!(
+                why,
+                Refusal::NoQuorum { .. } | Refusal::Superseded { .. } | Refusal::Timeout { .. }
+            );
             wish.next = now + pause;
-            let over = now >= wish.give_up || matches!(why, Refusal::PrimaryAlive { .. });
-            let told = wish.op.take_if(|_| over);
-            let ends = matches!(why, Refusal::PrimaryAlive { .. });
+            wish.force &= now < wish.give_up;
+            let told = wish.op.take_if(|_| !waits || now >= wish.give_up);
             out.extend(told.map(|op| Effect::Reply { op, result: Err(why.clone()) }));
-            if ends {
-                self.wish = None;
-            }
+            self.wish = Some(wish).filter(|_| waits);
         }
         self.close(r, Err(why), out);
     }

@@ -86,6 +86,20 @@ impl RoleMachine {
         }
     }
 
+    /// Somebody holds frames of `term`, or follows its leader: that term was started. A leader below it steps down, even
+    /// when the new leader is gone again; who leads next is not for it to decide.
+    pub(super) fn met_started(&mut self, now: Mono, term: Term, out: &mut Vec<Effect>) {
+        self.highest = self.highest.max(term.number);
+        if !matches!(&self.phase, Phase::Leading(leading) if term > leading.term && term > self.control.promised)
+        {
+            return;
+        }
+        out.push(Effect::StopAcks);
+        self.step_down(now, "a higher term was started elsewhere", out);
+        self.abandon_work(now, Refusal::Superseded { term }, out);
+        self.show_lonely(out);
+    }
+
     /// A recruit of this leader's own, some time from now.
     pub(super) fn plan_retry(&mut self, now: Mono, leases: u32) {
         let spread = self.config.lease.mul_f64(self.rng.below(1000) as f64 / 1000.0);

@@ -291,7 +291,7 @@ impl RoleMachine {
             RoleMessage::DryReply { attempt, promised, leader, report, .. } => {
                 self.highest = self.highest.max(promised.number);
                 if report.incarnation == incarnation {
-                    self.dry_reply(from, attempt, leader, report);
+                    self.dry_reply(now, from, attempt, leader, report, out);
                 }
             }
             RoleMessage::Promise { term, force } => self.promise_asked(now, log, from, term, force, out),
@@ -313,6 +313,7 @@ impl RoleMachine {
                 out.push(Effect::Send { to: from, message });
             }
             RoleMessage::Status { promised, leader, .. } => {
+                self.met_started(now, leader.map_or(Term::NONE, |seen| seen.term), out);
                 self.met_promise(now, promised, out);
                 self.hear_of_leader(leader, out);
             }

@@ -48,3 +48,8 @@ pub use machine::{RoleConfig, RoleMachine, Verdict};
 pub use message::{LeaderSeen, PromiseAnswer, Report, RoleMessage};
 pub use policy::{CommitRule, Generation, PendingGeneration, SyncPolicy, Voter};
 pub use state::{Repair, Role, State};
+
+#[cfg(test)]
+mod mini;
+#[cfg(test)]
+mod mini_tests;
