@@ -5,15 +5,22 @@
 //! the fork point rests on.
 
 use crate::base::limits::HISTORY_MAX;
+use crate::base::planted::{Bug, planted};
 use crate::base::{Lsn, Term};
 
 /// True when `term` is at least `promised`, as a pair.
 pub fn at_least(term: Term, promised: Term) -> bool {
+    if planted(Bug::OrderTermsByNumberOnly) {
+        return term.number >= promised.number;
+    }
     term >= promised
 }
 
 /// True when both are the same term, number and id.
 pub fn same(a: Term, b: Term) -> bool {
+    if planted(Bug::OrderTermsByNumberOnly) {
+        return a.number == b.number;
+    }
     a == b
 }
 
@@ -98,5 +105,112 @@ impl History {
         }
         let complete = |h: &History| h.entries.first().is_some_and(|(_, start)| *start == Lsn::ZERO);
         (complete(self) && complete(other)).then_some(Lsn::ZERO)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn term(number: u64) -> Term {
+        Term { number, id: 1 }
+    }
+
+    fn history(entries: &[(u64, u64)]) -> History {
+        History::from_entries(entries.iter().map(|(t, s)| (term(*t), Lsn(*s))).collect()).unwrap()
+    }
+
+    #[test]
+    fn terms_own_their_stretch() {
+        let h = history(&[(1, 0), (4, 10)]);
+        assert_eq!(h.term_at(Lsn(0)), Some(term(1)));
+        assert_eq!(h.term_at(Lsn(9)), Some(term(1)));
+        assert_eq!(h.term_at(Lsn(10)), Some(term(4)));
+        assert_eq!(history(&[(4, 10)]).term_at(Lsn(9)), None);
+        assert_eq!(h.start_of(term(4)), Some(Lsn(10)));
+    }
+
+    #[test]
+    fn what_is_no_history_is_refused() {
+        let bad = |entries: &[(u64, u64)]| {
+            History::from_entries(entries.iter().map(|(t, s)| (term(*t), Lsn(*s))).collect()).is_none()
+        };
+        assert!(bad(&[(2, 0), (1, 5)]) && bad(&[(1, 5), (2, 5)]) && bad(&[(1, 0), (1, 5)]));
+        assert!(History::from_entries(vec![(Term::NONE, Lsn(0))]).is_none());
+        let long = (0..=HISTORY_MAX as u64).map(|i| (term(i + 1), Lsn(i))).collect();
+        assert!(History::from_entries(long).is_none());
+    }
+
+    #[test]
+    fn a_new_term_replaces_terms_that_wrote_nothing() {
+        let mut h = history(&[(1, 0), (2, 10)]);
+        h.append(term(3), Lsn(10));
+        assert_eq!(h, history(&[(1, 0), (3, 10)]));
+        h.append(term(4), Lsn(12));
+        assert_eq!(h, history(&[(1, 0), (3, 10), (4, 12)]));
+    }
+
+    #[test]
+    fn the_oldest_terms_go_first() {
+        let mut h = History::new();
+        (0..HISTORY_MAX as u64 + 5).for_each(|i| h.append(term(i + 1), Lsn(i)));
+        assert_eq!(h.entries().len(), HISTORY_MAX);
+        assert_eq!(h.term_at(Lsn(4)), None);
+        assert_eq!(h.term_at(Lsn(5)), Some(term(6)));
+        let young = history(&[(1, 0), (2, 1)]);
+        assert_eq!(young.fork(Lsn(9), &h, Lsn::MAX), None, "the common part was dropped");
+    }
+
+    #[test]
+    fn forks_of_the_usual_stories() {
+        let leader = history(&[(1, 0), (3, 10)]);
+        // The old primary wrote past the point where its successor started.
+        assert_eq!(history(&[(1, 0)]).fork(Lsn(15), &leader, Lsn::MAX), Some(Lsn(10)));
+        // A standby that is merely behind.
+        assert_eq!(history(&[(1, 0)]).fork(Lsn(7), &leader, Lsn::MAX), Some(Lsn(7)));
+        // It adopted the history but has no frame of the new term yet.
+        assert_eq!(leader.fork(Lsn(7), &leader, Lsn::MAX), Some(Lsn(7)));
+        // A term that the leader never saw.
+        assert_eq!(history(&[(1, 0), (2, 8)]).fork(Lsn(9), &leader, Lsn::MAX), Some(Lsn(8)));
+        // The source's log ends inside a term that both have.
+        assert_eq!(leader.fork(Lsn(20), &leader, Lsn(14)), Some(Lsn(14)));
+        // Nothing in common.
+        assert_eq!(history(&[(2, 0)]).fork(Lsn(9), &leader, Lsn::MAX), Some(Lsn(0)));
+        assert_eq!(history(&[]).fork(Lsn(0), &leader, Lsn::MAX), Some(Lsn(0)));
+        // One term, two starts: nobody correct writes this.
+        assert_eq!(history(&[(1, 0), (3, 9)]).fork(Lsn(20), &leader, Lsn::MAX), None);
+    }
+
+    proptest! {
+        /// Against the definition: logs grown by branching from each other, compared position by position.
+        #[test]
+        fn fork_agrees_with_the_logs(steps in proptest::collection::vec((0usize..3, 0usize..3, 0usize..12, 1u64..6), 1..20)) {
+            let mut logs: [Vec<u64>; 3] = Default::default();
+            for (i, (to, from, keep, len)) in steps.into_iter().enumerate() {
+                let mut grown = logs[from].clone();
+                if to == from {
+                    grown.truncate(grown.len().saturating_sub(keep));
+                }
+                grown.extend(std::iter::repeat_n(i as u64 + 1, len as usize));
+                logs[to] = grown;
+            }
+            let history_of = |log: &[u64]| {
+                let mut h = History::new();
+                for (at, t) in log.iter().enumerate() {
+                    if h.last().map(|(last, _)| last.number) != Some(*t) {
+                        h.append(term(*t), Lsn(at as u64));
+                    }
+                }
+                h
+            };
+            for a in &logs {
+                for b in &logs {
+                    let fork = history_of(a).fork(Lsn(a.len() as u64), &history_of(b), Lsn(b.len() as u64)).unwrap();
+                    let common = a.iter().zip(b).take_while(|(x, y)| x == y).count();
+                    prop_assert_eq!(fork, Lsn(common as u64));
+                }
+            }
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What goes into the role machine and what comes out of it.
 
 use super::control::{ControlState, DataStatus};
+use super::history::History;
 use super::message::RoleMessage;
 use super::policy::Generation;
 use super::state::{Role, State};
@@ -58,8 +59,14 @@ pub enum Input {
     /// A peer refused a session of this node because it promised `promised`.
     SessionRefused { by: NodeId, promised: Term },
     /// A build began or ended, recovery found damage, or a repair made the data whole again. `incarnation` changes
-    /// when a full build gave the folder a new life.
-    DataChanged { status: DataStatus, incarnation: Incarnation },
+    /// when a full build gave the folder a new life; such a build also brings its source's history (up to the end of
+    /// the built log) and committed policy. The promise stays: it belongs to the node, not to the data.
+    DataChanged {
+        status: DataStatus,
+        incarnation: Incarnation,
+        history: Option<History>,
+        policy: Option<Generation>,
+    },
     /// A log write or flush failed: the machine latches and asks for nothing more.
     LogFailed,
 }

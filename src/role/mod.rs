@@ -23,13 +23,18 @@
 //! The price: a change of leader costs two control writes on the winner and one on each voter before the first frame,
 //! and a voter that granted a read lease makes a candidate wait until the grant ends.
 
+mod candidate;
+mod codec;
 pub mod control;
+mod follow;
 pub mod history;
 pub mod input;
+mod lead;
 pub mod lease;
 pub mod machine;
 pub mod message;
 pub mod policy;
+mod promise;
 pub mod recruit;
 pub mod state;
 
