@@ -13,7 +13,7 @@ use super::sender::{
 };
 use super::wire::{FramesHead, Kind, Message, Refusal};
 use crate::base::Lsn;
-use crate::base::limits::{FRAME_BYTES_MAX, PEER_MESSAGE_BYTES_MAX};
+use crate::base::limits::FRAME_BYTES_MAX;
 
 /// Log asked for at once.
 pub const RANGE_BYTES: u64 = FRAME_BYTES_MAX as u64;
@@ -49,6 +49,7 @@ impl FetchServer {
                 Step::Load { from: self.at, bytes: max_bytes }
             }
             Pulled::Removed { oldest } => self.refuse(wal_removed(self.at, oldest)),
+            Pulled::End if self.at < view.tip.end => Step::Idle,
             Pulled::End => self.done(view),
             Pulled::NoBorder => self.refuse(chain_mismatch(self.at)),
         }
@@ -61,7 +62,7 @@ impl FetchServer {
         assert!(self.loading, "frames are loaded only when asked for");
         self.loading = false;
         match frames {
-            Ok(frames) => self.frames(view, frames, PEER_MESSAGE_BYTES_MAX),
+            Ok(frames) => self.frames(view, frames, MESSAGE_BYTES_SOFT),
             Err(refusal) => self.refuse(refusal),
         }
     }

@@ -11,7 +11,7 @@ use super::wire::{
 };
 use crate::base::limits::{FRAME_BYTES_MAX, GROUP_BYTES_SOFT, PEER_MESSAGE_BYTES_MAX, SEND_WINDOW_BYTES};
 use crate::base::{ClusterId, CommittedLsn, Lsn, SharedSlice, Term};
-use crate::record::FrameHeader;
+use crate::record::{FrameHeader, padded};
 use crate::role::History;
 pub use crate::wal::Frame;
 use crate::wal::ReadLog;
@@ -87,7 +87,7 @@ pub enum Pulled {
     OnDisk,
     /// The segments are gone; the log begins at `oldest`.
     Removed { oldest: Lsn },
-    /// The position is the end of the log.
+    /// Nothing to read there yet: the end of the log, or of its readable part.
     End,
     /// No frame begins there: the asker made the position up, or its log is damaged.
     NoBorder,
@@ -240,7 +240,7 @@ impl Sender {
             return self.refuse(term_over(view.session));
         }
         match frames {
-            Ok(frames) => self.frames(view, frames, PEER_MESSAGE_BYTES_MAX),
+            Ok(frames) => self.frames(view, frames, MESSAGE_BYTES_SOFT),
             Err(refusal) => self.refuse(refusal),
         }
     }
@@ -310,6 +310,10 @@ impl Sender {
     }
 
     fn at_end(&mut self, view: &LogView<'_>) -> Step {
+        if self.sent < view.tip.end {
+            // Sealed or received, but not readable yet: its turn comes.
+            return self.commit_only(view);
+        }
         if self.state != SenderState::Matching {
             self.state = SenderState::Streaming;
             return self.commit_only(view);
@@ -411,7 +415,8 @@ fn term_over(term: Term) -> Refusal {
     Refusal { reason: RefuseReason::OtherTerm { term }, text: format!("the session's term is over: {term}") }
 }
 
-/// Puts as many frames as fit behind one head and says where they end.
+/// Puts as many frames as fit behind one head and says where they end. `max_bytes` counts what the standby has to
+/// write, padding included (of a filler only its header); one frame always fits.
 pub(super) fn gather(
     view: &LogView<'_>,
     kind: Kind,
@@ -420,11 +425,11 @@ pub(super) fn gather(
     max_bytes: usize,
     out: &mut Outbound,
 ) -> Lsn {
-    let room = max_bytes.min(PEER_MESSAGE_BYTES_MAX - super::wire::ENVELOPE_BYTES - 64);
-    let (mut end, mut bytes, mut count) = (from, 0, 0);
+    let (mut end, mut bytes, mut log_bytes, mut count) = (from, 0, 0, 0);
     for (header, slice) in frames {
         assert!(header.first == end && slice.len() >= header.used(), "the log hands out consecutive frames");
-        if count > 0 && bytes + header.used() > room {
+        log_bytes += padded(header.payload_len as usize);
+        if count > 0 && log_bytes > max_bytes.min(FRAME_BYTES_MAX) {
             break;
         }
         bytes += header.used();

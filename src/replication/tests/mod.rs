@@ -5,6 +5,7 @@ mod handshakes;
 mod lossy;
 mod progressing;
 mod streaming;
+mod walled;
 mod wires;
 
 use super::sender::{Frame, LogSource, LogView, Pulled};

@@ -223,14 +223,37 @@ fn frames_on_disk_are_loaded_and_the_commit_moves_meanwhile() {
     assert!(matches!(sender.next(&log.view(term(3)), &log), Step::Idle), "a refused sender is over");
 }
 
+/// A log that says one thing, once.
+struct Scripted(std::cell::Cell<Option<Pulled>>);
+
+impl LogSource for Scripted {
+    fn frames_from(&self, _at: Lsn, _max_bytes: usize) -> Pulled {
+        self.0.take().expect("asked once")
+    }
+}
+
+#[test]
+fn a_tail_that_is_not_readable_yet_is_waited_for() {
+    let log = two_terms();
+    let not_yet = || Scripted(std::cell::Cell::new(Some(Pulled::End)));
+    let mut sender = ask(&cut(&log, 2), &log).unwrap();
+    assert!(matches!(sender.next(&log.view(term(3)), &not_yet()), Step::Idle));
+    assert_eq!(sender.state(), SenderState::Matching, "the digest is not judged by another position's");
+    assert!(matches!(sender.next(&log.view(term(3)), &log), Step::Send(_)));
+}
+
+#[test]
+fn a_message_is_measured_by_what_the_standby_must_write() {
+    let mut log = TestLog::new();
+    log.begin(term(3));
+    (0..2000).for_each(|_| log.append(b"small"));
+    let mut sender = ask(&TestLog::new(), &log).unwrap();
+    sender.next(&log.view(term(3)), &log);
+    assert!(sender.sent() <= Lsn(MESSAGE_BYTES_SOFT as u64), "{}", sender.sent());
+}
+
 #[test]
 fn a_made_up_position_is_refused() {
-    struct Scripted(std::cell::Cell<Option<Pulled>>);
-    impl LogSource for Scripted {
-        fn frames_from(&self, _at: Lsn, _max_bytes: usize) -> Pulled {
-            self.0.take().expect("asked once")
-        }
-    }
     let log = two_terms();
     let mismatch = RefuseReason::ChainMismatch { at: Lsn(2 * BLOCK) };
     // What the log may say about a position in the middle of a frame.
