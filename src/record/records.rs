@@ -199,6 +199,11 @@ impl<'a> RecordReader<'a> {
         RecordReader { rest: payload }
     }
 
+    /// Payload bytes not read yet: with the payload's length it gives the place of the next record.
+    pub fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
     fn step(&mut self) -> Result<(Record<'a>, bool), Corrupt> {
         let (head, rest) =
             self.rest.split_at_checked(RECORD_HEAD).ok_or(Corrupt("record head is cut off"))?;

@@ -1,11 +1,61 @@
-//! The store: V virtual shards over one file of copy-on-write pages.
+//! The store: V virtual shards over one file of copy-on-write pages. Sans-IO: the node reads and writes the pages.
 //!
-//! A shard is an ordered in-memory delta over an optional frozen delta (the one being merged) over an immutable
-//! B+tree of 16 KiB pages.
+//! A shard is an ordered in-memory **delta** (changes since its last checkpoint) over an optional **frozen delta**
+//! (the one being merged) over an immutable **B+tree** of 16 KiB pages. Look-ups go down through the three; a look-up
+//! that needs a page which is not in memory returns [`Miss`] and has changed nothing. Pages are written only by
+//! checkpoints, so the log alone makes a commit durable and no page is ever torn or rewritten in place.
+//!
+//! This room is *not* a database: it knows no commands, types, expiry, transactions or log. It does not decide when to
+//! checkpoint, when something is committed, or what to do about a damaged page.
+//!
+//! Invariants:
+//! - a change above commit keeps its previous version until commit passes it; undo is strictly last in, first out,
+//!   checkpoints included, so a demotion finds every delta as it was (protocol 2.6);
+//! - a page is reachable from a durable superblock only if its checkpoint is committed, and it was written and flushed
+//!   before the superblock was (protocol 7.1);
+//! - no page reachable from a root that either superblock slot retains is ever reused; a page with a read or a
+//!   write under way is not reused before that has come back;
+//! - tree shape and root digest depend on log content alone: not on page numbers, caches, slices or cores;
+//! - bytes from the disk are judged by the digest in their parent before anything looks at them.
+//!
+//! The price: delta memory between checkpoints (bounded by back-pressure, [`Store::delta_full`]), every touched leaf
+//! rewritten once per checkpoint, four bytes of table per page of the file, and a walk over the inner pages (and the
+//! leaves that name long values) at each start, because the free list is not stored.
 
-use std::ops::Bound;
+mod cache;
+mod change;
+mod checkpoint;
+mod delta;
+mod key;
+mod look;
+mod merge;
+mod page;
+mod pages;
+mod space;
+mod superblock;
+#[cfg(test)]
+mod tests;
+mod walk;
 
+use std::collections::{BTreeMap, VecDeque};
+
+use self::change::UndoLog;
+use self::checkpoint::{Active, Frozen, Pending};
+use self::delta::Delta;
+use self::pages::Pages;
+use self::superblock::{Root, Slot};
+use self::walk::Walk;
+use crate::base::limits::{KEY_BYTES_MAX, SHARDS_MAX, VALUE_BYTES_MAX};
 use crate::base::{ClusterId, Digest, Lsn, ShardId, SharedSlice, Stamp};
+
+/// Bytes reserved for one superblock slot; slot B starts here.
+pub const SLOT_BYTES: u64 = 40 << 10;
+/// How much of any value is known without reading its overflow pages.
+pub const HEAD_BYTES: usize = 16;
+/// Longest store key: an escaped user key, its end mark, tag and a short element.
+pub const STORE_KEY_BYTES_MAX: usize = 2 * KEY_BYTES_MAX + 64;
+/// Longest store value: a string and its head.
+pub const STORE_VALUE_BYTES_MAX: usize = VALUE_BYTES_MAX + 64;
 
 /// What a store is built with.
 #[derive(Clone, Debug)]
@@ -64,7 +114,7 @@ pub enum MergeStep {
     Working,
     /// Pages asked for earlier have not arrived yet.
     Waiting,
-    /// No shard is frozen.
+    /// No shard is frozen, or the walk at start is not done.
     Idle,
 }
 
@@ -113,191 +163,180 @@ pub struct StoreMemory {
     pub undo_bytes: usize,
 }
 
-/// The shards of one node.
-pub struct Store {}
+/// One shard.
+#[derive(Debug)]
+struct Shard {
+    active: Delta,
+    frozen: Option<Frozen>,
+    /// Retained roots, newest first: the current one, and whatever a superblock slot or a pin still names.
+    roots: Vec<Root>,
+    /// Live user keys, uncommitted changes included.
+    keys: u64,
+    last: Stamp,
+    /// Position of a checkpoint -> the pages that its tree no longer contains. Free once no older root is retained.
+    garbage: VecDeque<(Lsn, Vec<PageNo>)>,
+}
 
-#[allow(unused_variables)]
+/// The shards of one node.
+#[derive(Debug)]
+pub struct Store {
+    config: StoreConfig,
+    shards: Vec<Shard>,
+    undo: UndoLog,
+    pages: Pages,
+    /// Bytes in all active and all frozen deltas.
+    active_bytes: usize,
+    frozen_bytes: usize,
+    /// Frozen shards whose merge has not started, in order.
+    queue: VecDeque<ShardId>,
+    merge: Option<Active>,
+    merges_started: u64,
+    flushes_started: u64,
+    /// What the two slots on the disk say; `None` for one that is not whole.
+    slots: [Option<Slot>; 2],
+    pending: Option<Pending>,
+    /// Roots kept for a reader of whole trees, with their number of pins.
+    pins: BTreeMap<(ShardId, Lsn), u32>,
+    walk: Option<Walk>,
+}
+
 impl Store {
     /// A fresh, empty store. Write [`Store::initial_superblocks`] before anything else.
     pub fn create(config: StoreConfig) -> Store {
-        unimplemented!()
+        let roots = vec![vec![Root::EMPTY]; usize::from(config.shards)];
+        let slot = |sequence| Slot { sequence, file_pages: 1, roots: roots.clone() };
+        let slots = [Some(slot(0)), Some(slot(1))];
+        Store::from_slots(config, slots, None)
     }
+
     /// The two slots of an empty store.
     pub fn initial_superblocks(&self) -> [SuperblockImage; 2] {
-        unimplemented!()
+        [0, 1].map(|i: usize| {
+            let slot = self.slots[i].as_ref().expect("a fresh store has both slots");
+            assert!(slot.sequence == i as u64, "only a fresh store has initial superblocks");
+            SuperblockImage {
+                slot_offset: slot.offset(),
+                data: slot.encode(self.config.cluster),
+                covers: Vec::new(),
+            }
+        })
     }
-    /// Opens from the two slots of the file `superblock` (see [`SLOT_BYTES`]). The newest whole slot wins.
-    /// Drive [`Store::walk_step`] to `Done` before merges can run.
+
+    /// Opens from the two slots of the file `superblock` (each up to [`SLOT_BYTES`] long). The newest whole slot wins.
+    /// Tell the length of the file `pages` with [`Store::pages_grown`], then drive [`Store::walk_step`] to `Done`:
+    /// merges wait for it.
     pub fn open(
         config: StoreConfig,
         slot_a: Option<&[u8]>,
         slot_b: Option<&[u8]>,
     ) -> Result<Store, StoreError> {
-        unimplemented!()
+        let decode = |i: u64, bytes: Option<&[u8]>| match bytes {
+            None => Ok(None),
+            Some(bytes) => {
+                let slot = Slot::decode(bytes, config.cluster, config.shards)?;
+                // A slot in the other's place is a misdirected write.
+                Ok(slot.filter(|slot| slot.sequence % 2 == i))
+            }
+        };
+        let slots = [decode(0, slot_a)?, decode(1, slot_b)?];
+        if slots.iter().all(Option::is_none) {
+            return Err(StoreError::BothSlotsBad);
+        }
+        let walk = Walk::default();
+        Ok(Store::from_slots(config, slots, Some(walk)))
     }
 
-    /// Looks a key up. A value longer than a page is assembled first, page by page.
-    pub fn get(&mut self, shard: ShardId, key: &[u8]) -> Result<Seen<'_>, Miss> {
-        unimplemented!()
-    }
-    /// Like [`Store::get`], but the value may be cut after its first [`HEAD_BYTES`] bytes: enough for type and expiry.
-    pub fn head(&mut self, shard: ShardId, key: &[u8]) -> Result<Seen<'_>, Miss> {
-        unimplemented!()
-    }
-    /// Blind put. `created` adds one to the key count (meta keys only).
-    pub fn put(&mut self, shard: ShardId, key: &[u8], value: &[u8], created: bool, stamp: Stamp) {
-        unimplemented!()
-    }
-    /// Blind delete. `counted` takes one from the key count (meta keys only).
-    pub fn delete(&mut self, shard: ShardId, key: &[u8], counted: bool, stamp: Stamp) {
-        unimplemented!()
-    }
-    /// Deletes every key in `start..end`, blindly. The range holds no meta key.
-    pub fn delete_range(&mut self, shard: ShardId, start: &[u8], end: &[u8], stamp: Stamp) {
-        unimplemented!()
-    }
-    pub fn clear_shard(&mut self, shard: ShardId, stamp: Stamp) {
-        unimplemented!()
-    }
-    /// Live user keys, exact, and the stamp a reader of the count must wait for.
-    pub fn count(&self, shard: ShardId) -> (u64, Stamp) {
-        unimplemented!()
-    }
-    /// The stamp of the shard's last change.
-    pub fn last_stamp(&self, shard: ShardId) -> Stamp {
-        unimplemented!()
-    }
-    /// Visits at most `limit` live entries in key order; returns where to go on (`Included`), `None` at the end.
-    /// After a miss what was visited counts for nothing: the whole call is made again.
-    pub fn scan(
-        &mut self,
-        shard: ShardId,
-        from: Bound<&[u8]>,
-        limit: usize,
-        visit: &mut dyn FnMut(&[u8], &[u8]),
-    ) -> Result<Option<Vec<u8>>, Miss> {
-        unimplemented!()
-    }
-    /// Like [`Store::scan`], with values that may be cut after [`HEAD_BYTES`].
-    pub fn scan_heads(
-        &mut self,
-        shard: ShardId,
-        from: Bound<&[u8]>,
-        limit: usize,
-        visit: &mut dyn FnMut(&[u8], &[u8]),
-    ) -> Result<Option<Vec<u8>>, Miss> {
-        unimplemented!()
+    fn from_slots(config: StoreConfig, slots: [Option<Slot>; 2], walk: Option<Walk>) -> Store {
+        assert!((1..=SHARDS_MAX).contains(&config.shards), "the shard count was checked at init");
+        let file_pages = slots.iter().flatten().map(|s| s.file_pages).max().expect("a whole slot");
+        let mut newest_first: Vec<&Slot> = slots.iter().flatten().collect();
+        newest_first.sort_by_key(|slot| std::cmp::Reverse(slot.sequence));
+        let shards = (0..usize::from(config.shards)).map(|i| {
+            let mut roots: Vec<Root> = Vec::new();
+            for root in newest_first.iter().flat_map(|slot| &slot.roots[i]) {
+                if roots.iter().all(|kept| kept.at != root.at) {
+                    roots.push(*root);
+                }
+            }
+            Shard {
+                active: Delta::default(),
+                frozen: None,
+                keys: roots[0].keys,
+                roots,
+                last: Stamp::COMMITTED,
+                garbage: VecDeque::new(),
+            }
+        });
+        Store {
+            shards: shards.collect(),
+            undo: UndoLog::default(),
+            pages: Pages::new(config.cache_bytes, file_pages),
+            active_bytes: 0,
+            frozen_bytes: 0,
+            queue: VecDeque::new(),
+            merge: None,
+            merges_started: 0,
+            flushes_started: 0,
+            slots,
+            pending: None,
+            pins: BTreeMap::new(),
+            walk,
+            config,
+        }
     }
 
-    pub fn mark(&self) -> UndoMark {
-        unimplemented!()
-    }
-    /// Takes back every change since `mark`.
-    pub fn undo_to(&mut self, mark: UndoMark) {
-        unimplemented!()
-    }
-    /// Forgets the previous versions of what is committed.
-    pub fn commit_through(&mut self, stamp: Stamp) {
-        unimplemented!()
-    }
-    /// Demotion: takes back every change above `stamp`, checkpoints included.
-    pub fn rollback_above(&mut self, stamp: Stamp) {
-        unimplemented!()
-    }
-
-    /// Hands over the bytes of a page that a miss, a merge or the walk asked for.
+    /// Hands over the bytes of a page that a miss, a merge or the walk asked for. After damage the page is asked for
+    /// again by whoever needs it: bring good bytes from a peer.
     pub fn page_read(&mut self, page: PageNo, bytes: &[u8]) -> Result<(), PageDamage> {
-        unimplemented!()
+        self.pages.page_read(page, bytes)
     }
+
     /// Every page that the missed look-up is known to need, the missed one first: read them together.
-    pub fn wanted(&self, miss: Miss) -> Vec<PageNo> {
-        unimplemented!()
+    pub fn wanted(&mut self, miss: Miss) -> Vec<PageNo> {
+        self.pages.wanted(miss)
     }
+
     /// Keeps a page in memory until [`Store::release`], counted. The node holds what a parked command has missed, so
     /// that its next run gets further however small the cache is.
     pub fn hold(&mut self, page: PageNo) {
-        unimplemented!()
+        self.pages.cache.hold(page);
     }
+
     pub fn release(&mut self, page: PageNo) {
-        unimplemented!()
+        self.pages.cache.release(page);
     }
 
-    /// Whether the shard has a checkpoint under way that is not durable yet: no other may start.
-    pub fn merging(&self, shard: ShardId) -> bool {
-        unimplemented!()
-    }
-    /// Freezes the shard. `at` is the log position of the first byte of the checkpoint record; no change of this
-    /// shard may stand between that record and this call.
-    pub fn freeze(&mut self, shard: ShardId, at: Lsn, stamp: Stamp) {
-        unimplemented!()
-    }
-    /// One slice of the oldest unfinished merge: about `budget_pages` pages read or made.
-    pub fn merge_step(&mut self, budget_pages: usize) -> MergeStep {
-        unimplemented!()
-    }
-    /// The write that starts at `first` (one slice of [`MergeStep::Write`]) has completed.
-    pub fn page_written(&mut self, first: PageNo) {
-        unimplemented!()
-    }
-    /// A flush of `pages` would make progress now: submit it, then report it with [`Store::pages_flushed`].
-    pub fn wants_flush(&mut self) -> Option<FlushToken> {
-        unimplemented!()
-    }
-    pub fn pages_flushed(&mut self, token: FlushToken) {
-        unimplemented!()
-    }
-    /// How many pages the file should have soon, when that is more than it has.
-    pub fn grow_wanted(&self) -> Option<u64> {
-        unimplemented!()
-    }
-    /// The file now has this many zero-written pages.
-    pub fn pages_grown(&mut self, pages: u64) {
-        unimplemented!()
-    }
-    /// The next superblock, when at least one flushed checkpoint lies within the committed log.
-    pub fn superblock(&mut self, committed: Lsn) -> Option<SuperblockImage> {
-        unimplemented!()
-    }
-    /// The last image is on stable storage: its roots become current.
-    pub fn superblock_durable(&mut self) {
-        unimplemented!()
+    /// Live user keys, exact, and the stamp a reader of the count must wait for.
+    pub fn count(&self, shard: ShardId) -> (u64, Stamp) {
+        let shard = &self.shards[shard.index()];
+        (shard.keys, shard.last)
     }
 
-    /// One slice of the walk over the retained roots that finds the free pages.
-    pub fn walk_step(&mut self) -> WalkStep {
-        unimplemented!()
+    /// The stamp of the shard's last change.
+    pub fn last_stamp(&self, shard: ShardId) -> Stamp {
+        self.shards[shard.index()].last
     }
 
-    /// Position of the shard's current durable checkpoint.
-    pub fn checkpoint_lsn(&self, shard: ShardId) -> Lsn {
-        unimplemented!()
+    pub fn shards(&self) -> u16 {
+        self.config.shards
     }
-    /// The log is needed from here on, also if only the older superblock slot survives.
-    pub fn redo_from(&self) -> Lsn {
-        unimplemented!()
-    }
-    /// Position and digest of the shard's current durable root, comparable between nodes.
-    pub fn root(&self, shard: ShardId) -> (Lsn, Digest) {
-        unimplemented!()
-    }
-    /// The retained roots, newest first.
-    pub fn roots(&self, shard: ShardId) -> Vec<(Lsn, Digest)> {
-        unimplemented!()
-    }
+
     pub fn memory(&self) -> StoreMemory {
-        unimplemented!()
+        StoreMemory {
+            delta_bytes: self.active_bytes,
+            frozen_bytes: self.frozen_bytes,
+            cache_bytes: self.pages.cache.bytes(),
+            undo_bytes: self.undo.bytes(),
+        }
     }
+
     /// Delta memory is used up: take no more writes until a checkpoint is durable.
     pub fn delta_full(&self) -> bool {
-        unimplemented!()
+        self.active_bytes + self.frozen_bytes >= self.config.delta_bytes
     }
+
     /// Bytes in the shard's active delta.
     pub fn delta_bytes(&self, shard: ShardId) -> usize {
-        unimplemented!()
+        self.shards[shard.index()].active.bytes()
     }
 }
-
-/// Bytes reserved for one superblock slot; slot B starts here.
-pub const SLOT_BYTES: u64 = 40 << 10;
-/// How much of any value is known without reading its overflow pages.
-pub const HEAD_BYTES: usize = 16;
