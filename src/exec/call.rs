@@ -3,6 +3,7 @@
 use super::host::Host;
 use super::session::Session;
 use super::table::{self, Spec, flags};
+use super::watch::Watched;
 use super::{Engine, Mode, WaitRequest, Writes, errors};
 use crate::base::limits;
 use crate::base::{ShardId, Stamp, WallMs};
@@ -54,6 +55,8 @@ pub(super) struct Trace {
     pub expired: u64,
     /// Watched keys that a flush made disappear.
     pub flushed: Vec<Box<[u8]>>,
+    /// Keys to watch from the end of this command on: its own delete of an expired one does not count.
+    pub watched: Vec<(ShardId, Watched)>,
 }
 
 pub(super) struct Call<'c, 'e> {

@@ -34,7 +34,8 @@ pub(super) fn select(call: &mut Call<'_, '_>) -> Step {
     match parse_i64(call.args.at(1)) {
         Some(0) => call.ok(),
         Some(index) if i32::try_from(index).is_ok() => call.error(errors::DB_INDEX),
-        _ => call.error(errors::NOT_INTEGER),
+        Some(_) => call.error(errors::INT_RANGE),
+        None => call.error(errors::NOT_INTEGER),
     }
 }
 

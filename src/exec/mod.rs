@@ -285,10 +285,11 @@ fn permitted(command: u16, mode: Mode) -> Permission {
 fn reject(id: u8, session: &mut Session, engine: &mut Engine<'_>, out: &mut Vec<u8>, text: &str) -> Outcome {
     let spec = &table::COMMANDS[usize::from(id)];
     engine.state.stats.rejected(id);
-    if spec.name == "exec" && session.in_multi() {
+    if spec.name == "exec" {
         session.multi = None;
         engine.state.watches.forget(session.id);
-        let text = format!("EXECABORT Transaction discarded because of: {text}");
+        let why = text.strip_prefix("ERR ").unwrap_or(text);
+        let text = format!("EXECABORT Transaction discarded because of: {why}");
         Reply::new(out, session.proto).error(&text);
     } else {
         if let Some(queue) = &mut session.multi {
@@ -370,6 +371,9 @@ fn run(id: u8, session: &mut Session, args: Args<'_>, engine: &mut Engine<'_>, o
     match result {
         Ok(()) => {
             let wrote = seal(&before, &trace, session, engine);
+            for (shard, watched) in trace.watched {
+                engine.state.watches.watch(session.id, shard, watched);
+            }
             let failed = out.get(before.out_len) == Some(&b'-');
             engine.state.stats.executed(id, failed, trace.hits, trace.misses, trace.expired);
             let observed = if wrote { trace.observed.max(engine.stamp) } else { trace.observed };

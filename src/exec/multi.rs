@@ -3,8 +3,9 @@
 use super::call::{Call, Step};
 use super::errors;
 use super::session::Queue;
+use super::watch::Watched;
 use crate::base::limits::WATCHED_KEYS_MAX;
-use crate::base::{ShardId, Stamp};
+use crate::base::Stamp;
 
 pub(super) fn multi(call: &mut Call<'_, '_>) -> Step {
     if call.session.multi.is_some() {
@@ -68,19 +69,14 @@ pub(super) fn watch(call: &mut Call<'_, '_>) -> Step {
         return call.error(errors::WATCH_IN_MULTI);
     }
     let keys = call.args.from(1);
-    let id = call.session.id;
-    if call.engine.state.watches.count(id) + keys.len() > WATCHED_KEYS_MAX {
+    if call.engine.state.watches.count(call.session.id) + keys.len() > WATCHED_KEYS_MAX {
         return call.error(errors::WATCHES_FULL);
     }
-    // Every look-up first: after a miss the command comes again, and nothing may be watched twice or half.
-    let mut found: Vec<(ShardId, bool)> = Vec::with_capacity(keys.len());
     for user_key in keys.iter() {
         call.seek(user_key);
         let live = call.head()?.is_some();
-        found.push((call.shard(), live));
-    }
-    for (user_key, (shard, live)) in keys.iter().zip(found) {
-        call.engine.state.watches.watch(id, user_key, shard, live);
+        let watched = Watched { user_key: user_key.into(), was_live: live };
+        call.trace.watched.push((call.shard(), watched));
     }
     call.ok()
 }

@@ -235,7 +235,7 @@ fn config_rewrite(call: &mut Call<'_, '_>) -> Step {
 const COMMAND: [Sub; 6] = [
     ("COUNT", 2, command_count),
     ("DOCS", -2, command_docs),
-    ("GETKEYS", -3, command_getkeys),
+    ("GETKEYS", -4, command_getkeys),
     ("HELP", 2, command_help),
     ("INFO", -2, command_info),
     ("LIST", -2, command_list),

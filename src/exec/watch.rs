@@ -41,17 +41,16 @@ impl WatchTable {
         self.by_key.is_empty()
     }
 
-    pub(super) fn watch(&mut self, session: u64, user_key: &[u8], shard: ShardId, was_live: bool) {
+    pub(super) fn watch(&mut self, session: u64, shard: ShardId, watched: Watched) {
         let mut prefix = Vec::new();
-        key::prefix(user_key, &mut prefix);
+        key::prefix(&watched.user_key, &mut prefix);
         let watchers = self
             .by_key
             .entry(prefix.into_boxed_slice())
             .or_insert_with(|| Watchers { shard, sessions: Vec::new() });
         if !watchers.sessions.contains(&session) {
             watchers.sessions.push(session);
-            let watching = self.sessions.entry(session).or_default();
-            watching.keys.push(Watched { user_key: user_key.into(), was_live });
+            self.sessions.entry(session).or_default().keys.push(watched);
         }
     }
 
@@ -154,6 +153,10 @@ pub(super) fn user_prefix(store_key: &[u8]) -> &[u8] {
 mod tests {
     use super::*;
 
+    fn live(user_key: &[u8]) -> Watched {
+        Watched { user_key: user_key.into(), was_live: true }
+    }
+
     fn stored(user_key: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         key::meta_key(user_key, &mut out);
@@ -163,15 +166,15 @@ mod tests {
     #[test]
     fn a_change_marks_its_watchers_and_no_others() {
         let mut table = WatchTable::default();
-        table.watch(1, b"a", ShardId(1), true);
-        table.watch(1, b"b\x00\x01", ShardId(2), true);
-        table.watch(2, b"b\x00\x01", ShardId(2), true);
+        table.watch(1, ShardId(1), live(b"a"));
+        table.watch(1, ShardId(2), live(b"b\x00\x01"));
+        table.watch(2, ShardId(2), live(b"b\x00\x01"));
         let key = stored(b"b\x00\x01");
         table.note(&Record::Delete { shard: ShardId(2), key: &key }, Stamp(7));
         assert_eq!(table.changed_since_watch(1), Some(Stamp(7)));
         assert_eq!(table.changed_since_watch(2), Some(Stamp(7)));
         table.forget(1);
-        table.watch(1, b"a", ShardId(1), true);
+        table.watch(1, ShardId(1), live(b"a"));
         assert_eq!(table.changed_since_watch(1), None);
         table.note(&Record::ClearShard { shard: ShardId(2) }, Stamp(8));
         assert_eq!(table.changed_since_watch(1), None);
