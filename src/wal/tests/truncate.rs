@@ -64,7 +64,7 @@ fn life(seed: u64) {
 
 #[test]
 fn a_truncated_tail_never_comes_back() {
-    (0..300).for_each(life);
+    (0..150).for_each(life);
 }
 
 #[test]
@@ -256,7 +256,7 @@ fn standby_life(seed: u64) {
 
 #[test]
 fn a_standby_follows_another_history_after_the_cut() {
-    (0..300).for_each(standby_life);
+    (0..200).for_each(standby_life);
 }
 
 #[test]
