@@ -237,7 +237,8 @@ impl SegmentKeeper {
     fn recycle_step(&self) -> Option<Step> {
         let oldest = *self.segments.first()?;
         let end = (oldest + 1).checked_mul(self.config.segment_bytes)?;
-        if end > self.required.0 || self.segment_bytes() <= self.config.retention_bytes {
+        // The segment that ends just there holds the last frame before it: the chain that the next frame must follow.
+        if end >= self.required.0 || self.segment_bytes() <= self.config.retention_bytes {
             return None;
         }
         if self.spares.len() < self.config.spare_segments + self.wanted.len() {

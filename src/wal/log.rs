@@ -242,7 +242,7 @@ impl Wal {
 
     /// The next thing to do; call until `None` after every change.
     pub fn next_effect(&mut self) -> Option<WalEffect> {
-        if self.pipeline.settled() && self.pipeline.in_flight() < self.config.frames_in_flight {
+        if self.pipeline.in_flight() < self.config.frames_in_flight {
             self.freeze();
         }
         self.pipeline.next_effect(self.end.end)
@@ -354,6 +354,18 @@ impl Wal {
         ReadLog::OnDisk { segment: from.segment(self.config.segment_bytes), offset, len }
     }
 
+    /// Whether this log holds a frame that ends like `end`, as far as memory can tell. `None`: read the frame that
+    /// starts at `end.end` and compare its `previous` with `end.last_digest`.
+    pub fn holds(&self, end: &LogEnd) -> Option<bool> {
+        if end.end >= self.end.end {
+            return Some(*end == self.end);
+        }
+        if end.end == Lsn::ZERO {
+            return Some(*end == LogEnd::GENESIS);
+        }
+        self.recent.holds(end)
+    }
+
     /// Turns bytes read from a segment at position `at` into frames, verifying each.
     pub fn parse_disk(&self, at: Lsn, bytes: &SharedSlice) -> Result<DiskFrames, ScanError> {
         self.geometry.parse(at, bytes)
@@ -400,8 +412,7 @@ impl Wal {
             return Err(TruncateError::Damaged { at, mark });
         }
         self.freeze();
-        let same_end = to == self.end.end && end != self.end;
-        if to > self.end.end || to < self.first || same_end || self.recent.contradicts(&end) {
+        if to < self.first || self.holds(&end) == Some(false) {
             return Err(TruncateError::NotABorder { to });
         }
         self.recent.truncate(to);

@@ -151,9 +151,6 @@ impl Pipeline {
     pub fn queued_bytes(&self) -> u64 {
         self.queued_bytes
     }
-    pub fn settled(&self) -> bool {
-        self.job.is_none()
-    }
     pub fn idle(&self) -> bool {
         self.units.is_empty() && self.under_way.is_empty() && self.job.is_none()
     }

@@ -1,5 +1,6 @@
 //! The newest frames, kept in memory for senders and redo.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 
 use super::pool::BufferPool;
@@ -14,7 +15,7 @@ pub enum ReadLog {
     Frames(Vec<Frame>),
     /// The frames lie on disk: read `len` bytes there and hand them to [`super::Wal::parse_disk`].
     OnDisk { segment: u64, offset: u64, len: usize },
-    /// Nothing beyond this position yet.
+    /// Nothing to read beyond this position yet; received frames show up once their write is queued.
     End,
     /// The log keeps nothing before `first`: this reader needs a build.
     Gone { first: Lsn },
@@ -74,15 +75,17 @@ impl Recent {
         Some(out)
     }
 
-    /// Whether memory contradicts that the log could end like `end`.
-    pub fn contradicts(&self, end: &LogEnd) -> bool {
-        match self.frames.front() {
-            Some((front, _)) if end.end > front.first => {}
-            Some((front, _)) if end.end == front.first => return front.previous != end.last_digest,
-            _ => return false,
+    /// Whether a frame in memory ends like `end`, or the first one follows it; `None` when it lies before them.
+    pub fn holds(&self, end: &LogEnd) -> Option<bool> {
+        let (front, _) = self.frames.front()?;
+        match end.end.cmp(&front.first) {
+            Ordering::Less => None,
+            Ordering::Equal => Some(front.previous == end.last_digest),
+            Ordering::Greater => {
+                let at = self.frames.binary_search_by_key(&end.end, |(header, _)| header.end());
+                Some(at.is_ok_and(|at| LogEnd::after(&self.frames[at].0) == *end))
+            }
         }
-        let inside = self.frames.binary_search_by_key(&end.end, |(header, _)| header.end());
-        inside.map_or(true, |at| LogEnd::after(&self.frames[at].0) != *end)
     }
 
     pub fn truncate(&mut self, to: Lsn) {

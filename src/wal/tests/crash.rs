@@ -87,7 +87,7 @@ fn leader_life(seed: u64) -> Outcome {
 
 #[test]
 fn what_was_flushed_survives_every_crash() {
-    for seed in 0..400 {
+    for seed in 0..200 {
         if let Err(error) = leader_life(seed) {
             panic!("seed {seed}: {error}");
         }

@@ -180,3 +180,126 @@ fn truncation_does_not_wipe_the_evidence_of_damage() {
     let again = rig.recover(&History::of(term(1)), Lsn::ZERO);
     assert_eq!(again.verdict, recovered.verdict);
 }
+
+/// The repair has overwritten the frame that told of the damage: only the mark kept in the control file still tells.
+#[test]
+fn an_unfinished_repair_is_remembered_by_its_mark() {
+    let (mut rig, frames) = whole_log(13);
+    let victim = frames[2].0;
+    flip(&mut rig.disk, &victim, &mut Prng::new(1));
+    let history = History::of(term(1));
+    let Verdict::Damaged { at, mark, .. } = rig.recover(&history, Lsn::ZERO).verdict else {
+        panic!("damaged")
+    };
+    for (header, _) in frames.iter().filter(|(header, _)| header.first >= at) {
+        rig.disk.flip_bit(header.segment, header.first.offset(SEGMENT) as usize, 0);
+    }
+    assert_eq!(rig.recover(&history, Lsn::ZERO).verdict, Verdict::Clean, "no evidence is left");
+    let term_at = |at| history.term_at(at);
+    let params = RecoverParams {
+        cluster: CLUSTER,
+        segment_bytes: SEGMENT,
+        from: Lsn::ZERO,
+        before: None,
+        term_at: &term_at,
+        known_commit: Lsn::ZERO,
+        repair_mark: mark,
+    };
+    let recovered = recover(&mut rig.disk, &params).unwrap();
+    assert_eq!(recovered.verdict, Verdict::Damaged { at, mark, stale_to: at });
+}
+
+#[test]
+fn a_cut_below_the_damage_ends_it() {
+    let mut rig = Rig::new(config(2, true));
+    for _ in 0..6 {
+        push(&mut rig.wal, 5_000);
+        let marks = SealMarks { term: term(1), commit: CommittedLsn::ZERO, clock: WallMs(1) };
+        rig.wal.seal(marks).unwrap();
+        rig.drain();
+    }
+    let frames = rig.frames(Lsn::ZERO);
+    flip(&mut rig.disk, &frames[3].0, &mut Prng::new(1));
+    let mut history = History::of(term(1));
+    let recovered = rig.recover(&history, Lsn::ZERO);
+    assert!(matches!(recovered.verdict, Verdict::Damaged { .. }));
+    let mut rig = Rig::resume(config(2, true), &recovered, rig.disk);
+    let fork = LogEnd::after(&frames[1].0);
+    history.start(term(2), fork.end);
+    rig.wal.truncate(fork).unwrap();
+    rig.drain();
+    assert_eq!(rig.wal.damaged(), None);
+    assert_eq!(stale_beyond(&mut rig.disk, fork.end), None);
+    assert_eq!(rig.recover(&history, Lsn::ZERO).verdict, Verdict::Clean);
+}
+
+#[test]
+fn a_log_without_one_readable_frame_takes_what_a_peer_brings() {
+    let (mut rig, frames) = whole_log(15);
+    let end = rig.wal.end();
+    let start = frames.iter().position(|(header, _)| header.segment == 1).unwrap();
+    rig.disk.remove(0);
+    frames[start..].iter().for_each(|(header, _)| {
+        rig.disk.flip_bit(header.segment, header.first.offset(SEGMENT) as usize, 0);
+    });
+    let history = History::of(term(1));
+    let term_at = |at| history.term_at(at);
+    let params = RecoverParams {
+        cluster: CLUSTER,
+        segment_bytes: SEGMENT,
+        from: Lsn(SEGMENT),
+        before: None,
+        term_at: &term_at,
+        known_commit: Lsn(SEGMENT),
+        repair_mark: Lsn::ZERO,
+    };
+    let recovered = recover(&mut rig.disk, &params).unwrap();
+    assert!(matches!(recovered.verdict, Verdict::Damaged { at: Lsn(SEGMENT), .. }));
+    assert!(!recovered.end.chain_known());
+    let mut rig = Rig::resume(config(2, true), &recovered, rig.disk);
+    assert!(matches!(rig.seal(&[20], term(2)), Err(WalError::Damaged { .. })));
+    for (header, used) in &frames[start..] {
+        rig.wal.receive(header, used).unwrap();
+    }
+    rig.drain();
+    assert_eq!((rig.wal.end(), rig.wal.damaged()), (end, None));
+    // Somebody who kept the end spares the node all that.
+    let before = Some(LogEnd::after(&frames[start - 1].0));
+    let recovered = recover(&mut rig.disk, &RecoverParams { before, ..params }).unwrap();
+    assert_eq!((recovered.end, recovered.verdict), (end, Verdict::Clean));
+}
+
+/// A frame that is right in itself and stands in its place, but follows another predecessor.
+#[test]
+fn a_frame_of_another_chain_ends_the_log() {
+    let (mut rig, frames) = whole_log(16);
+    let (mut header, mut used) = frames[1].clone();
+    header.previous.0 ^= 1;
+    header.seal(&mut used);
+    used.resize((header.length as usize).min(used.len().next_multiple_of(4096)), 0);
+    let op = rig.disk.write(0, header.first.0, &used, true);
+    rig.disk.complete(op);
+    assert_eq!(rig.recover(&History::of(term(1)), Lsn::ZERO).end.end, header.first);
+    let bytes = rig.disk.read(0, 0, SEGMENT as usize).unwrap().unwrap().share();
+    assert!(
+        matches!(rig.wal.parse_disk(Lsn::ZERO, &bytes), Err(ScanError::Bad { at, .. }) if at == header.first)
+    );
+}
+
+/// The disk put a good write into the wrong place of the same segment.
+#[test]
+fn a_misdirected_frame_is_nothing() {
+    let (mut rig, frames) = whole_log(17);
+    let victim = frames[1].0;
+    let (_, other) = &frames[0];
+    let mut bytes = other.clone();
+    bytes.resize(bytes.len().next_multiple_of(4096), 0);
+    let op = rig.disk.write(0, victim.first.0, &bytes, true);
+    rig.disk.complete(op);
+    let recovered = rig.recover(&History::of(term(1)), Lsn::ZERO);
+    assert_eq!(recovered.end.end, victim.first);
+    assert!(matches!(recovered.verdict, Verdict::Damaged { .. }));
+    let geometry = rig.wal.geometry();
+    let why = geometry.frame(victim.first, &bytes).unwrap_err();
+    assert_eq!(why.0, "frame of another position");
+}

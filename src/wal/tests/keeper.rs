@@ -151,6 +151,18 @@ fn old_segments_are_recycled_below_what_is_required_and_beyond_the_budget() {
 }
 
 #[test]
+fn the_frame_before_the_required_position_stays() {
+    let mut folder = Folder::new(keeper_config(1, 0), &[]);
+    for segment in 0..4 {
+        folder.keeper.ensure(segment);
+        folder.run();
+    }
+    folder.keeper.retain_from(Lsn(3 * (4 << 20)));
+    folder.run();
+    assert_eq!(folder.segments(), [2, 3], "without it an empty log could not know its chain");
+}
+
+#[test]
 fn in_a_steady_state_nothing_is_zeroed_again() {
     let mut folder = Folder::new(keeper_config(2, 3), &[]);
     for segment in 0..6 {

@@ -67,6 +67,28 @@ fn damage_on_the_way_to_a_sender_is_found() {
 }
 
 #[test]
+fn a_log_knows_which_ends_it_holds() {
+    let mut rig = log(&[3; 60]);
+    let frames = rig.frames(Lsn::ZERO);
+    let in_memory = match rig.wal.read_from(frames[frames.len() - 5].0.first, 1) {
+        ReadLog::Frames(frames) => frames[0].0.first,
+        other => panic!("{other:?}"),
+    };
+    for (header, _) in &frames {
+        let end = LogEnd::after(header);
+        let other = LogEnd { last_digest: crate::base::Digest(1), ..end };
+        if end.end >= in_memory {
+            assert_eq!((rig.wal.holds(&end), rig.wal.holds(&other)), (Some(true), Some(false)));
+        }
+        assert_ne!(rig.wal.holds(&end), Some(false));
+    }
+    assert_eq!(rig.wal.holds(&LogEnd::after(&frames[2].0)), None, "long ago: the disk must be asked");
+    assert_eq!(rig.wal.holds(&LogEnd::GENESIS), Some(true));
+    let beyond = LogEnd { end: rig.wal.end().end + 4096, ..rig.wal.end() };
+    assert_eq!(rig.wal.holds(&beyond), Some(false));
+}
+
+#[test]
 fn what_the_keeper_recycled_is_gone() {
     let mut rig = log(&[7; 12]);
     rig.wal.forget_before(Lsn(SEGMENT));
