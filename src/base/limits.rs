@@ -51,6 +51,19 @@ pub const ARGUMENT_BYTES_MAX: usize = VALUE_BYTES_MAX;
 pub const REQUEST_BYTES_MAX: usize = 12 << 20;
 /// Commands queued between MULTI and EXEC, and their bytes.
 pub const QUEUED_COMMANDS_MAX: usize = 1 << 16;
+pub const QUEUED_BYTES_MAX: usize = FRAME_BYTES_MAX;
+/// Keys that one connection may watch.
+pub const WATCHED_KEYS_MAX: usize = 1 << 12;
+/// The reply to one command; a command that would pass it is undone and refused.
+pub const REPLY_BYTES_MAX: usize = 64 << 20;
+/// Entries that one call of SCAN, or one slice of KEYS, looks at.
+pub const SCAN_ENTRIES_MAX: usize = 4096;
+/// Positions of SCAN kept by a node, and the bytes of their keys.
+pub const SCAN_POSITIONS_MAX: usize = 4096;
+pub const SCAN_POSITION_BYTES_MAX: usize = 4 << 20;
+/// Keys remembered for prompt expiry, and the bytes of their keys.
+pub const DUE_KEYS_MAX: usize = 1 << 17;
+pub const DUE_KEY_BYTES_MAX: usize = 16 << 20;
 /// A client's unsent replies; past it the client is read no further.
 pub const CLIENT_OUTPUT_BYTES_SOFT: usize = 256 << 10;
 

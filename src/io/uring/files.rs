@@ -301,7 +301,7 @@ fn next_read(
     if result == 0 || read.filled == read.buf.len() {
         return Round::Done(read, Ok(()));
     }
-    if !direct || read.filled % BLOCK_BYTES == 0 {
+    if !direct || read.filled.is_multiple_of(BLOCK_BYTES) {
         return Round::Again(read);
     }
     // A direct read cannot go on between block borders: either this was the end of the file, or go back to a border.

@@ -18,14 +18,14 @@ const TRANSFER_BYTES_MAX: usize = 1 << 30;
 /// Ask the kernel to say in the second completion whether it copied after all.
 const SEND_ZC_REPORT_USAGE: u16 = 1 << 3;
 
-/// A list of slices in the kernel's form. Lives in a box, so its address holds while the operation moves.
+/// A list of slices in the kernel's form. All of it lies on the heap, so its address holds while the operation moves.
 pub(super) struct Gather {
-    header: libc::msghdr,
+    header: Box<libc::msghdr>,
     slices: Vec<libc::iovec>,
 }
 
 impl Gather {
-    pub(super) fn new() -> Box<Gather> {
+    pub(super) fn new() -> Gather {
         let header = libc::msghdr {
             msg_name: std::ptr::null_mut(),
             msg_namelen: 0,
@@ -35,7 +35,7 @@ impl Gather {
             msg_controllen: 0,
             msg_flags: 0,
         };
-        Box::new(Gather { header, slices: Vec::with_capacity(16) })
+        Gather { header: Box::new(header), slices: Vec::with_capacity(16) }
     }
 
     /// Lists what is left of `head` and `slices` after the first `skip` bytes, as much as one send takes.
@@ -67,7 +67,7 @@ pub(super) struct Sending {
     /// Bytes that the kernel has taken.
     pub sent: usize,
     pub total: usize,
-    pub gather: Option<Box<Gather>>,
+    pub gather: Option<Gather>,
     pub zero_copy: bool,
     /// The outcome of a zero-copy round whose buffers are still in use.
     pub round: Option<i32>,
@@ -203,7 +203,7 @@ impl Sending {
             Outgoing::Shared { head, slices } => {
                 let gather = self.gather.as_mut().expect("a gathered send carries its list");
                 gather.fill(head, slices, self.sent);
-                let header = &raw const gather.header;
+                let header = &raw const *gather.header;
                 if self.zero_copy {
                     opcode::SendMsgZc::new(fd, header)
                         .flags(flags as u32)

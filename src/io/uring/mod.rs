@@ -36,6 +36,7 @@ pub use pool::LentBuffer;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -270,6 +271,9 @@ impl Seam for UringSeam {
     }
 
     fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        if from.parent() != to.parent() {
+            return Err(io::ErrorKind::CrossesDevices.into());
+        }
         std::fs::rename(from, to)
     }
 
@@ -278,10 +282,7 @@ impl Seam for UringSeam {
     }
 
     fn create_folder(&mut self, path: &Path) -> io::Result<()> {
-        match std::fs::create_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-            outcome => outcome,
-        }
+        std::fs::DirBuilder::new().mode(0o700).create(path)
     }
 
     fn list(&mut self, path: &Path) -> io::Result<Vec<String>> {

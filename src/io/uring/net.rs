@@ -41,7 +41,8 @@ enum Receiving {
 
 struct Conn {
     id: ConnId,
-    fd: OwnedFd,
+    /// Gone early only in the end of a connection whose last send is stuck (see `finish`).
+    fd: Option<OwnedFd>,
     /// What the node asked for; `receiving` follows as the kernel allows.
     wanted: bool,
     receiving: Receiving,
@@ -50,13 +51,19 @@ struct Conn {
     ending: Option<CloseReason>,
 }
 
+impl Conn {
+    fn raw_fd(&self) -> RawFd {
+        self.fd.as_ref().expect("only an ending connection is without its descriptor").as_raw_fd()
+    }
+}
+
 pub(super) struct Net {
     listeners: Vec<Listener>,
     conns: Vec<Option<Conn>>,
     free: Vec<u32>,
     serial: u64,
     starved: VecDeque<ConnId>,
-    gathers: Vec<Box<Gather>>,
+    gathers: Vec<Gather>,
     /// Cleared when the kernel turns out to be too old.
     multishot_accept: bool,
     pub(super) multishot_receive: bool,
@@ -93,7 +100,7 @@ impl Net {
         let id = ConnId((self.serial << CONN_INDEX_BITS) | u64::from(index));
         self.conns[index as usize] = Some(Conn {
             id,
-            fd,
+            fd: Some(fd),
             wanted: false,
             receiving: Receiving::No,
             send: None,
@@ -110,7 +117,7 @@ impl Net {
         self.free.push(index);
     }
 
-    fn keep_gather(&mut self, gather: Option<Box<Gather>>) {
+    fn keep_gather(&mut self, gather: Option<Gather>) {
         if let Some(gather) = gather
             && self.gathers.len() < GATHERS_KEPT
         {
@@ -237,7 +244,7 @@ impl UringSeam {
         let many = self.net.multishot_receive && self.pool.is_some();
         let room = self.config.buffer_bytes as usize;
         let Some(conn) = self.net.get(id) else { return };
-        let fd: RawFd = conn.fd.as_raw_fd();
+        let fd = conn.raw_fd();
         let flight = if many {
             Flight::ReceiveMany { conn: id, fd }
         } else {
@@ -334,7 +341,10 @@ impl UringSeam {
         let total = data.len();
         let Some(conn) = self.net.get(id).filter(|conn| conn.ending.is_none()) else {
             let result = Err(io::ErrorKind::NotConnected.into());
-            out.push(Event::Sent { token, conn: id, data, result });
+            // Before the end of the connection, if the node has yet to see it.
+            let closed = |event: &Event| matches!(event, Event::Closed { conn, .. } if *conn == id);
+            let at = out.iter().position(closed).unwrap_or(out.len());
+            out.insert(at, Event::Sent { token, conn: id, data, result });
             return;
         };
         assert!(conn.send.is_none(), "one send at a time on a connection");
@@ -342,7 +352,7 @@ impl UringSeam {
             out.push(Event::Sent { token, conn: id, data, result: Ok(()) });
             return;
         }
-        let fd = conn.fd.as_raw_fd();
+        let fd = conn.raw_fd();
         let zero_copy = conn.zero_copy && total >= ZERO_COPY_BYTES_MIN;
         let gather = match &data {
             Outgoing::Owned(_) => None,
@@ -365,7 +375,7 @@ impl UringSeam {
             sending.round.take().expect("a notification follows its result")
         } else if cqueue::more(done.flags) {
             sending.round = Some(done.result);
-            return;
+            return self.finish(id, out);
         } else {
             done.result
         };
@@ -432,12 +442,22 @@ impl UringSeam {
     /// Closes an ending connection once the kernel holds nothing of it.
     fn finish(&mut self, id: ConnId, out: &mut Vec<Event>) {
         let Some(conn) = self.net.get(id) else { return };
-        if let Some(reason) = conn.ending
-            && conn.send.is_none()
-            && matches!(conn.receiving, Receiving::No | Receiving::Starved)
-        {
+        let Some(reason) = conn.ending else { return };
+        if !matches!(conn.receiving, Receiving::No | Receiving::Starved) {
+            return;
+        }
+        let Some(key) = conn.send else {
             self.net.remove(id);
             out.push(Event::Closed { conn: id, reason });
+            return;
+        };
+        // A send without copy keeps its bytes in the socket's queue until the peer has them, which may be never.
+        // Only the end of the socket gives them back.
+        if let Some(Flight::Send(sending)) = self.flights.get(key)
+            && sending.round.is_some()
+            && let Some(fd) = conn.fd.take()
+        {
+            sys::discard_on_close(&fd);
         }
     }
 }

@@ -132,7 +132,7 @@ impl Ring {
         let limit = types::Timespec::from(time.unwrap_or_default());
         let args = types::SubmitArgs::new().timespec(&limit);
         let (pointer, size, flags) = match time {
-            None => (std::ptr::null(), 0, flags),
+            None => (std::ptr::null::<u8>(), 0, flags),
             Some(_) => ((&raw const args).cast(), size_of_val(&args), flags | EnterFlags::EXT_ARG.bits()),
         };
         let (fd, flags) = match self.registered {
@@ -142,9 +142,8 @@ impl Ring {
         let submit = submit as libc::c_uint;
         // SAFETY: the argument block and the time-out it points to outlive the call; the entries submitted satisfy
         // the contract of `push`.
-        let outcome = unsafe {
-            libc::syscall(libc::SYS_io_uring_enter, fd, submit, want, flags, pointer as *const u8, size)
-        };
+        let outcome =
+            unsafe { libc::syscall(libc::SYS_io_uring_enter, fd, submit, want, flags, pointer, size) };
         usize::try_from(outcome).map_err(|_| io::Error::last_os_error())
     }
 

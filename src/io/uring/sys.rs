@@ -121,6 +121,16 @@ pub(super) fn set_connection_options(fd: &OwnedFd, peer_timeout: Duration) -> io
     set_user_timeout(fd, peer_timeout)
 }
 
+/// Makes the close of this socket throw away what is not delivered yet, and reset the connection.
+pub(super) fn discard_on_close(fd: &OwnedFd) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let size = size_of::<libc::linger>() as libc::socklen_t;
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_LINGER);
+    // SAFETY: `linger` is valid for reads of `size` bytes during the call.
+    let outcome = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const linger).cast(), size) };
+    debug_assert_eq!(outcome, 0, "a socket takes the option");
+}
+
 fn tcp_socket(addr: &SocketAddr) -> io::Result<OwnedFd> {
     let family = if addr.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     // Blocking mode on purpose: on a non-blocking socket the ring reports EAGAIN instead of waiting.
@@ -282,15 +292,6 @@ mod tests {
 #[cfg(test)]
 pub(super) mod for_tests {
     use super::*;
-
-    pub(in super::super) fn set_linger(fd: &OwnedFd, linger: libc::linger) {
-        let size = size_of::<libc::linger>() as libc::socklen_t;
-        let (level, name) = (libc::SOL_SOCKET, libc::SO_LINGER);
-        // SAFETY: `linger` is valid for reads of `size` bytes during the call.
-        let outcome =
-            unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const linger).cast(), size) };
-        check(outcome).unwrap();
-    }
 
     pub(in super::super) fn shrink_backlog(fd: RawFd) {
         // SAFETY: no pointers are passed.

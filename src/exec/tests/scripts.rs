@@ -1,0 +1,119 @@
+//! Scripts: `> command` and the reply it must have. Those named `redis-*` hold the replies of a real redis-server;
+//! those named `baton-*` say where we differ or go further.
+//!
+//! `2> ...` speaks as another client, `~> ...` sorts an array before it is compared. `@advance MS` moves the clock,
+//! `@mode WORD` changes what the node may do, `@password WORD` sets one, `@seal` closes the group, `@commit` commits.
+//! `{id}` in a reply stands for the connection's number.
+
+use super::world::{World, show, show_value, words};
+use crate::exec::{Mode, Outcome, Writes, errors};
+use crate::resp::{Value, decode};
+
+/// How the same script is run: the replies must not depend on it.
+#[derive(Clone, Copy, PartialEq)]
+enum Manner {
+    Plain,
+    /// Every look-up misses once.
+    Missing,
+    /// Every command in a group of its own.
+    Sealed,
+    /// Everything committed behind every command.
+    Committed,
+}
+
+fn play(name: &str, text: &str, manner: Manner) -> World {
+    let mut world = World::new();
+    world.store.misses = manner == Manner::Missing;
+    let mut asked: Option<(String, String, usize)> = None;
+    for (number, line) in text.lines().enumerate() {
+        if let Some((command, reply, at)) = asked.take() {
+            assert_eq!(reply, line, "{name}:{at}: {command}");
+            continue;
+        }
+        match line.split_once("> ") {
+            Some((who, command)) if who.trim_end_matches('~').chars().all(|c| c.is_ascii_digit()) => {
+                let sorted = who.ends_with('~');
+                let id = who.trim_end_matches('~').parse().unwrap_or(1);
+                let (reply, outcome) = world.run(id, &words(command));
+                if let Outcome::Done { observed, .. } = outcome {
+                    assert!(observed <= world.stamp);
+                }
+                let shown = if sorted { show_sorted(&reply) } else { show(&reply) };
+                let shown = shown.replace(&format!("\"id\": :{id},"), "\"id\": {id},");
+                let shown = shown.replace(&format!("\"id\", :{id},"), "\"id\", {id},");
+                asked = Some((command.to_string(), shown, number + 1));
+                match manner {
+                    Manner::Sealed => world.seal(),
+                    Manner::Committed => {
+                        world.seal();
+                        world.store.commit_all();
+                    }
+                    _ => {}
+                }
+            }
+            _ => direct(&mut world, line),
+        }
+    }
+    world
+}
+
+fn direct(world: &mut World, line: &str) {
+    let mut words = line.split(' ');
+    match (words.next().unwrap_or(""), words.next()) {
+        ("@advance", Some(ms)) => world.advance(ms.parse().unwrap()),
+        ("@password", Some(word)) => world.node.password = Some(word.into()),
+        ("@seal", None) => world.seal(),
+        ("@commit", None) => {
+            world.seal();
+            world.store.commit_all();
+        }
+        ("@mode", Some(mode)) => {
+            world.node.standby = matches!(mode, "standby" | "stale");
+            world.mode = match mode {
+                "primary" => Mode::Primary { writes: Writes::Open },
+                "lonely" => Mode::Primary { writes: Writes::Refused(errors::NO_REPLICAS) },
+                "standby" => Mode::Standby { stale: false },
+                "stale" => Mode::Standby { stale: true },
+                "loading" => Mode::Closed(errors::LOADING),
+                other => panic!("unknown mode {other}"),
+            };
+        }
+        (text, _) if text.is_empty() || text.starts_with('#') => {}
+        _ => panic!("unknown directive {line}"),
+    }
+}
+
+fn show_sorted(reply: &[u8]) -> String {
+    match decode(reply).unwrap() {
+        Value::Array(values) => {
+            let mut shown: Vec<String> = values.iter().map(show_value).collect();
+            shown.sort();
+            format!("[{}]", shown.join(", "))
+        }
+        other => show_value(&other),
+    }
+}
+
+macro_rules! scripts {
+    ($($name:ident: $file:literal,)*) => {$(
+        #[test]
+        fn $name() {
+            let text = include_str!(concat!("../testdata/", $file));
+            play($file, text, Manner::Plain);
+            assert!(play($file, text, Manner::Missing).misses > 0);
+            play($file, text, Manner::Sealed);
+            play($file, text, Manner::Committed);
+        }
+    )*};
+}
+
+scripts! {
+    strings_answer_as_redis: "redis-strings.txt",
+    numbers_answer_as_redis: "redis-numbers.txt",
+    keys_answer_as_redis: "redis-keys.txt",
+    expiry_answers_as_redis: "redis-expire.txt",
+    transactions_answer_as_redis: "redis-multi.txt",
+    connections_answer_as_redis: "redis-connection.txt",
+    what_is_ours_answers_as_we_say: "baton-own.txt",
+    modes_answer_as_we_say: "baton-modes.txt",
+}

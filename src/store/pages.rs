@@ -1,0 +1,264 @@
+//! Pages as the rest of the store asks for them: cached, on their way, or to be asked for. The one door through which
+//! bytes from the disk come in, judged by what their parent said.
+
+use std::collections::BTreeMap;
+
+use super::cache::{Cache, FrameIndex};
+use super::key::Key;
+use super::page::{self, Big, Kind, ValueAt};
+use super::space::Space;
+use super::superblock::Root;
+use super::{Miss, PageDamage, PageNo};
+use crate::base::{Digest, ShardId};
+
+/// What a page must be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Want {
+    Node { level: u8, digest: Digest },
+    BigHead(Big),
+    BigRest { head: PageNo, check: u64 },
+}
+
+/// A read that is under way, as far as the store knows.
+#[derive(Debug)]
+struct Expect {
+    shard: ShardId,
+    want: Want,
+    /// A look-up missed it: it goes to the cache.
+    reader: bool,
+    /// A merge or the walk asked for it: it goes to the inbox, so that the smallest cache cannot starve them.
+    worker: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Pages {
+    pub cache: Cache,
+    pub space: Space,
+    expected: BTreeMap<PageNo, Expect>,
+    inbox: BTreeMap<PageNo, Vec<u8>>,
+    /// Pages that the worker has asked for since the last [`Pages::take_asks`].
+    asks: Vec<PageNo>,
+}
+
+impl Pages {
+    pub fn new(cache_bytes: usize, file_pages: u64) -> Pages {
+        Pages {
+            cache: Cache::new(cache_bytes),
+            space: Space::new(file_pages),
+            expected: BTreeMap::new(),
+            inbox: BTreeMap::new(),
+            asks: Vec::new(),
+        }
+    }
+
+    /// Frees a page for reuse; nothing points to it any more.
+    pub fn free(&mut self, page: PageNo) {
+        self.cache.remove(page);
+        self.inbox.remove(&page);
+        let being_read = self.expected.contains_key(&page);
+        self.space.give_back(page, being_read);
+    }
+
+    /// A write of `page` has come back.
+    pub fn settle(&mut self, page: PageNo) {
+        let being_read = self.expected.contains_key(&page);
+        self.space.settle(page, being_read);
+    }
+
+    // ---- for readers ----
+
+    fn miss(&mut self, shard: ShardId, page: PageNo, want: Want) -> Miss {
+        let expect = self.expected.entry(page).or_insert(Expect { shard, want, reader: true, worker: false });
+        expect.reader = true;
+        assert_eq!(expect.want, want, "a page keeps its meaning while it is read");
+        Miss { shard, page }
+    }
+
+    /// The leaf whose range holds `key`; `None` in an empty tree.
+    pub fn leaf(&mut self, shard: ShardId, root: &Root, key: &[u8]) -> Result<Option<FrameIndex>, Miss> {
+        if root.is_empty() {
+            return Ok(None);
+        }
+        let (mut number, mut digest, mut level) = (root.page, root.digest, root.level);
+        loop {
+            let Some(frame) = self.cache.find(number) else {
+                return Err(self.miss(shard, number, Want::Node { level, digest }));
+            };
+            if level == 0 {
+                return Ok(Some(frame));
+            }
+            let bytes = self.cache.bytes_of(frame);
+            (number, digest) = page::child_link(bytes, page::inner_search(bytes, key));
+            level -= 1;
+        }
+    }
+
+    /// Like [`Pages::leaf`], with the fence at which the next leaf begins.
+    pub fn leaf_and_end(
+        &mut self,
+        shard: ShardId,
+        root: &Root,
+        key: &[u8],
+    ) -> Result<Option<(FrameIndex, Option<Key>)>, Miss> {
+        if root.is_empty() {
+            return Ok(None);
+        }
+        let (mut number, mut digest, mut level) = (root.page, root.digest, root.level);
+        let mut end = None;
+        loop {
+            let Some(frame) = self.cache.find(number) else {
+                return Err(self.miss(shard, number, Want::Node { level, digest }));
+            };
+            if level == 0 {
+                return Ok(Some((frame, end)));
+            }
+            let bytes = self.cache.bytes_of(frame);
+            let i = page::inner_search(bytes, key);
+            (number, digest) = page::child_link(bytes, i);
+            if i + 1 < page::count(bytes) {
+                end = Some(Key::from(page::child_fence(bytes, i + 1)));
+            }
+            level -= 1;
+        }
+    }
+
+    /// The value at place `i` of a leaf, as the page says it.
+    pub fn value_at(&self, leaf: FrameIndex, i: usize) -> ValueAt<'_> {
+        page::leaf_value(self.cache.bytes_of(leaf), i)
+    }
+
+    /// A long value, whole.
+    pub fn big(&mut self, shard: ShardId, big: &Big) -> Result<FrameIndex, Miss> {
+        if let Some(frame) = self.cache.find(big.page) {
+            return Ok(frame);
+        }
+        match self.cache.assembly(big.page).and_then(|a| a.missing.first_key_value()) {
+            Some((page, (_, check))) => {
+                let (page, want) = (*page, Want::BigRest { head: big.page, check: *check });
+                Err(self.miss(shard, page, want))
+            }
+            None => Err(self.miss(shard, big.page, Want::BigHead(*big))),
+        }
+    }
+
+    /// Every page known to be needed by the look-up behind `miss`.
+    pub fn wanted(&mut self, miss: Miss) -> Vec<PageNo> {
+        let mut pages = vec![miss.page];
+        if let Some(Expect { want: Want::BigRest { head, .. }, .. }) = self.expected.get(&miss.page)
+            && let Some(assembly) = self.cache.assembly(*head)
+        {
+            let (head, shard) = (*head, assembly.shard);
+            let rest: Vec<_> = assembly.missing.iter().map(|(page, (_, check))| (*page, *check)).collect();
+            for (page, check) in rest.into_iter().filter(|(page, _)| *page != miss.page) {
+                self.miss(shard, page, Want::BigRest { head, check });
+                pages.push(page);
+            }
+        }
+        pages
+    }
+
+    // ---- for workers ----
+
+    /// The bytes of a page, when they are here. Otherwise it is asked for.
+    pub fn fetch(&mut self, shard: ShardId, page: PageNo, want: Want) -> Option<Vec<u8>> {
+        if let Some(bytes) = self.inbox.remove(&page) {
+            return Some(bytes);
+        }
+        if matches!(want, Want::Node { .. })
+            && let Some(bytes) = self.cache.peek(page)
+        {
+            return Some(bytes.to_vec());
+        }
+        self.foresee(shard, page, want);
+        None
+    }
+
+    /// Asks for a page that will be fetched soon.
+    pub fn foresee(&mut self, shard: ShardId, page: PageNo, want: Want) {
+        let cached = matches!(want, Want::Node { .. }) && self.cache.peek(page).is_some();
+        if cached || self.inbox.contains_key(&page) {
+            return;
+        }
+        let expect =
+            self.expected.entry(page).or_insert(Expect { shard, want, reader: false, worker: false });
+        assert_eq!(expect.want, want, "a page keeps its meaning while it is read");
+        if !expect.worker {
+            expect.worker = true;
+            self.asks.push(page);
+        }
+    }
+
+    pub fn take_asks(&mut self) -> Vec<PageNo> {
+        std::mem::take(&mut self.asks)
+    }
+
+    /// The worker is gone: what it asked for comes back to nobody.
+    pub fn forget_worker(&mut self) {
+        self.inbox.clear();
+        self.asks.clear();
+        self.expected.values_mut().for_each(|e| e.worker = false);
+    }
+
+    // ---- bytes from the disk ----
+
+    /// Judges a page and delivers it to whoever waits for it. Bytes that nobody expects are dropped.
+    pub fn page_read(&mut self, page: PageNo, bytes: &[u8]) -> Result<(), PageDamage> {
+        let Some(expect) = self.expected.remove(&page) else { return Ok(()) };
+        let resting = self.space.is_resting(page);
+        self.space.settle(page, false);
+        if resting {
+            return Ok(());
+        }
+        let result = self.judge(page, bytes, &expect).and_then(|()| self.deliver(page, bytes, &expect));
+        result.map_err(|what| PageDamage { shard: expect.shard, page, what })
+    }
+
+    fn judge(&self, number: PageNo, bytes: &[u8], expect: &Expect) -> Result<(), &'static str> {
+        page::verify(bytes, number)?;
+        if page::shard(bytes) != expect.shard {
+            return Err("page of another shard");
+        }
+        match expect.want {
+            Want::Node { level, digest } => {
+                let kind = if level == 0 { Kind::Leaf } else { Kind::Inner };
+                if !page::kind_is(bytes, kind) || page::level(bytes) != level {
+                    return Err("page of another kind or level");
+                }
+                if page::content_digest(bytes) != digest {
+                    return Err("page content differs from the digest in its parent");
+                }
+            }
+            Want::BigHead(big) => {
+                if !page::kind_is(bytes, Kind::BigHead) || page::check_of(bytes) != big.check {
+                    return Err("overflow head differs from its link");
+                }
+                if page::total(bytes) != u64::from(big.len) {
+                    return Err("overflow head of a wrong length");
+                }
+            }
+            Want::BigRest { check, .. } => {
+                if !page::kind_is(bytes, Kind::BigRest) || page::check_of(bytes) != check {
+                    return Err("overflow page differs from its link");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, page: PageNo, bytes: &[u8], expect: &Expect) -> Result<(), &'static str> {
+        if expect.worker {
+            self.inbox.insert(page, bytes.to_vec());
+        }
+        if !expect.reader {
+            return Ok(());
+        }
+        match expect.want {
+            Want::Node { .. } => {
+                self.cache.insert(page, bytes, true);
+                Ok(())
+            }
+            Want::BigHead(big) => self.cache.start_assembly(expect.shard, &big, bytes),
+            Want::BigRest { head, .. } => self.cache.add_part(head, page, bytes),
+        }
+    }
+}

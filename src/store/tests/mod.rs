@@ -1,0 +1,30 @@
+//! The store against a model, under misses everywhere, rollbacks, crashes, decay and damage.
+
+mod damage;
+mod shape;
+mod world;
+
+use proptest::prelude::*;
+
+use self::world::{Shape, World};
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 0, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_store_agrees_with_its_model(
+        seed: u64,
+        cache_pages in prop::sample::select(vec![0usize, 1, 3, 40]),
+        keys in prop::sample::select(vec![20u64, 200, 2000]),
+        crashes: bool,
+        rollbacks: bool,
+    ) {
+        let mut world = World::new(seed, Shape { cache_pages, keys, crashes, rollbacks });
+        for _ in 0..3000 {
+            world.step();
+        }
+        world.settle();
+        world.check_all();
+        world.check_against_replay();
+    }
+}
