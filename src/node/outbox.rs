@@ -22,7 +22,14 @@ pub struct Outbox {
 
 impl Outbox {
     pub fn new(conn: ConnId) -> Outbox {
-        Outbox { conn, queue: VecDeque::new(), queued_bytes: 0, in_flight: 0, sending: false, spare: Vec::new() }
+        Outbox {
+            conn,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            in_flight: 0,
+            sending: false,
+            spare: Vec::new(),
+        }
     }
 
     /// Bytes not yet handed to the kernel, or handed over and not reported as sent.
