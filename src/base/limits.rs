@@ -85,6 +85,10 @@ pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 pub const ADMIN_MAILBOX_MAX: usize = 64;
 /// The head of an HTTP request.
 pub const HTTP_HEAD_BYTES_MAX: usize = 8 << 10;
+/// The node's own log file: its size before it moves aside, the older ones kept, the lines waiting to be written.
+pub const LOG_FILE_BYTES_MAX: u64 = 16 << 20;
+pub const LOG_FILES_KEPT: usize = 5;
+pub const LOG_QUEUE_MAX: usize = 4096;
 /// Connections of one load run, and the error words it tells apart.
 pub const LOAD_CLIENTS_MAX: usize = 20_000;
 pub const LOAD_ERROR_WORDS_MAX: usize = 32;

@@ -154,11 +154,11 @@ impl RoleMachine {
     }
 
     /// What a leader tells everybody who asks.
-    pub(super) fn announcement(&self, log: &LogView) -> Option<RoleMessage> {
+    pub(super) fn announcement(&self, end: Lsn) -> Option<RoleMessage> {
         let term = self.leading()?;
         let history = self.control.history.clone();
         assert_eq!(history.last().map(|(last, _)| last), Some(term), "a leader's history ends with its term");
-        Some(RoleMessage::Announce { term, history, end: log.end, committed: log.committed })
+        Some(RoleMessage::Announce { term, history, end, committed: self.control.known_committed })
     }
 
     /// The planted bug: a former primary takes up its old term where its log ends.
