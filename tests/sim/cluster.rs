@@ -11,6 +11,7 @@ use baton::base::{ClusterId, Mono};
 use baton::config::{Config, parse};
 use baton::io::sim::{Due, HostId, SimConfig, SimSeam, World};
 use baton::io::{ConnId, Event, Op, Outgoing, Seam};
+use baton::resp::{ReplyLimits, ReplyParser};
 use baton::node::{BootError, BootOptions, InitOptions, Node, StartRole, Turn, init_on};
 
 pub const CLIENT_PORT: u16 = 7379;
@@ -199,10 +200,12 @@ impl Cluster {
         let until = self.world.now() + Duration::from_secs(5);
         while self.world.now() < until {
             self.run(until);
-            for event in self.client_events.drain(..) {
+            for event in std::mem::take(&mut self.client_events) {
                 if let Event::Connected { result, .. } = event {
                     let conn = result.ok()?;
                     self.client.submit(Op::Receive { conn });
+                    let reply = self.call(conn, b"AUTH sim\r\n", Duration::from_secs(3))?;
+                    assert_eq!(reply, b"+OK\r\n", "{}", String::from_utf8_lossy(&reply));
                     return Some(conn);
                 }
             }
@@ -210,15 +213,22 @@ impl Cluster {
         None
     }
 
-    /// Sends one request and waits for some reply bytes.
+    /// Sends one request and waits for its whole reply.
     pub fn call(&mut self, conn: ConnId, request: &[u8], patience: Duration) -> Option<Vec<u8>> {
         self.client.submit(Op::Send { token: 2, conn, data: Outgoing::Owned(request.to_vec()) });
+        let mut reply = Vec::new();
         let until = self.world.now() + patience;
         while self.world.now() < until {
             self.run(until);
             for event in std::mem::take(&mut self.client_events) {
                 match event {
-                    Event::Received { conn: c, bytes } if c == conn => return Some(bytes.to_vec()),
+                    Event::Received { conn: c, bytes } if c == conn => {
+                        reply.extend_from_slice(&bytes);
+                        let whole = ReplyParser::new().parse(&reply, &ReplyLimits::default()).expect("a reply");
+                        if whole == Some(reply.len()) {
+                            return Some(reply);
+                        }
+                    }
                     Event::Closed { conn: c, .. } if c == conn => return None,
                     _ => {}
                 }
