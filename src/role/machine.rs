@@ -230,6 +230,7 @@ impl RoleMachine {
                 out.push(Effect::Send { to: node, message });
             }
             Input::PeerDown { node, process_gone } => {
+                self.lease.forget(node, now);
                 if process_gone {
                     self.grants.process_gone(node);
                     if let Phase::Following(following) = &mut self.phase
@@ -706,8 +707,8 @@ impl RoleMachine {
         if !history::at_least(term, self.control.promised) || matches!(self.phase, Phase::Failed) {
             return Verdict::Refuse(self.control.promised);
         }
-        let promised = self.durable >= self.control.generation || matches!(self.work, Work::None);
-        if history::same(term, self.control.promised) && promised {
+        let promising = matches!(self.work, Work::Promise(_));
+        if history::same(term, self.control.promised) && !promising {
             Verdict::Accept
         } else {
             Verdict::AdoptFirst
