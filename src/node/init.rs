@@ -66,7 +66,13 @@ fn ring() -> Result<UringSeam, NodeError> {
 pub fn init_on<S: Seam>(seam: &mut S, options: InitOptions) -> Result<InitDone, NodeError> {
     let InitOptions { config, cluster_id } = options;
     let folder = Folder::new(&config.data);
-    seam.create_folder(folder.root()).map_err(|e| failed("creating the data folder", &e))?;
+    match seam.create_folder(folder.root()) {
+        // The configuration may lie in it already.
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(failed("creating the data folder", &error));
+        }
+        _ => {}
+    }
     let here = seam.list(folder.root()).map_err(|e| failed("reading the data folder", &e))?;
     if here.iter().any(|n| n.starts_with("control.") || n == "superblock" || n == "pages") {
         let text = format!("{} already holds a node", folder.root().display());
