@@ -53,15 +53,11 @@ impl Adopt {
 
 impl RoleMachine {
     /// A leader says that it has started `term`.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn announced(
         &mut self,
         now: Mono,
-        log: &LogView,
         from: NodeId,
-        term: Term,
-        history: History,
-        end: Lsn,
+        (term, history, end): (Term, History, Lsn),
         out: &mut Vec<Effect>,
     ) {
         if history.last().is_none_or(|(last, _)| last != term) {
@@ -81,7 +77,7 @@ impl RoleMachine {
             return;
         }
         self.abandon_work(now, Refusal::Superseded { term }, out);
-        let fence = self.fence(log, term, out);
+        let fence = self.fence(term, out);
         self.step_down(now, "another node started a higher term", out);
         if matches!(self.phase, Phase::Following(_)) {
             out.push(Effect::Unfollow);
@@ -97,12 +93,7 @@ impl RoleMachine {
             Step::Fence(fence) if self.fenced(fence, log) => {
                 match self.fork_with(log, &adopt.history, Lsn::MAX) {
                     Ok(fork) => {
-                        let image = if self.control.history == adopt.history {
-                            self.control.generation
-                        } else {
-                            self.control.history = adopt.history.clone();
-                            self.persist(log, out)
-                        };
+                        let image = self.rewrite_history(adopt.history.clone(), out);
                         adopt.step = Step::Rewrite { image, fork };
                     }
                     Err(refusal) => {
@@ -113,6 +104,7 @@ impl RoleMachine {
             }
             Step::Rewrite { image, fork } if self.durable >= *image => {
                 let fork = *fork;
+                self.rewritten();
                 if fork == log.end {
                     self.follow(now, log, *adopt, out);
                     return true;

@@ -33,6 +33,8 @@ pub enum Input {
     /// A connection to a peer finished its handshake.
     PeerUp { node: NodeId, incarnation: Incarnation },
     /// The last connection to a peer ended. `process_gone`: by the peer's own FIN or RST, never by a local timeout.
+    /// When this node itself closes the connection, hand this in *before* the socket closes: the peer may take the FIN
+    /// for this process's death, and a leader must not count on that peer's lease grant any more.
     PeerDown { node: NodeId, process_gone: bool },
     /// Both control copies hold this image generation (or a newer one), flushed.
     Persisted { generation: u64 },
@@ -60,7 +62,7 @@ pub enum Input {
     SessionRefused { by: NodeId, promised: Term },
     /// A build began or ended, recovery found damage, or a repair made the data whole again. `incarnation` changes
     /// when a full build gave the folder a new life; such a build also brings its source's history (up to the end of
-    /// the built log) and committed policy. The promise stays: it belongs to the node, not to the data.
+    /// the built log) and committed policy. A build touches log or store only after `Building` is durable. The promise stays: it belongs to the node, not to the data.
     DataChanged {
         status: DataStatus,
         incarnation: Incarnation,

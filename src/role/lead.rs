@@ -39,7 +39,11 @@ impl RoleMachine {
     pub(super) fn try_serve(&mut self, log: &LogView, out: &mut Vec<Effect>) {
         let early = planted(Bug::ServeBeforeTermStartCommits);
         let Phase::Leading(leading) = &mut self.phase else { return };
-        if leading.served || leading.suspended || (log.committed.lsn() < leading.end && !early) {
+        if leading.served
+            || leading.held
+            || leading.suspended
+            || (log.committed.lsn() < leading.end && !early)
+        {
             return;
         }
         leading.served = true;
@@ -62,11 +66,13 @@ impl RoleMachine {
                 "enough voters to commit the term-start frame; the term goes on and may still succeed";
             out.push(Effect::Reply { op, result: Err(Refusal::Timeout { stage }) });
         }
-        if leading.yielded_until.is_some_and(|until| now >= until) {
+        // Nobody took over: with its voters behind it again, it goes on.
+        let over = leading.yielded_until.is_some_and(|until| now >= until) && !leading.suspended;
+        let sure = over && self.lease_until().is_some_and(|until| until > now);
+        if let Phase::Leading(leading) = &mut self.phase
+            && sure
+        {
             leading.yielded_until = None;
-            if leading.suspended {
-                return;
-            }
             leading.held = false;
             if leading.served {
                 out.push(Effect::Serve { term: leading.term });
@@ -154,11 +160,11 @@ impl RoleMachine {
     }
 
     /// What a leader tells everybody who asks.
-    pub(super) fn announcement(&self, log: &LogView) -> Option<RoleMessage> {
+    pub(super) fn announcement(&self, end: Lsn) -> Option<RoleMessage> {
         let term = self.leading()?;
         let history = self.control.history.clone();
         assert_eq!(history.last().map(|(last, _)| last), Some(term), "a leader's history ends with its term");
-        Some(RoleMessage::Announce { term, history, end: log.end, committed: log.committed })
+        Some(RoleMessage::Announce { term, history, end, committed: self.control.known_committed })
     }
 
     /// The planted bug: a former primary takes up its old term where its log ends.

@@ -15,12 +15,15 @@ pub struct LeaderLease {
     until: BTreeMap<NodeId, (Incarnation, Mono)>,
     /// Grants for heartbeats sent up to here do not count: the lease was given back.
     released: Option<Mono>,
+    /// The same for single voters, whose connection this leader is about to close.
+    forgotten: BTreeMap<NodeId, Mono>,
 }
 
 impl LeaderLease {
     /// A voter answered the heartbeat sent at `sent`.
     pub fn granted(&mut self, from: NodeId, incarnation: Incarnation, sent: Mono, lease: Duration) {
-        if self.released.is_some_and(|released| sent <= released) {
+        let forgotten = self.forgotten.get(&from).is_some_and(|forgotten| sent <= *forgotten);
+        if forgotten || self.released.is_some_and(|released| sent <= released) {
             return;
         }
         // Two boot-time clocks may drift apart by far less than a 32nd; the leader's trust ends that much earlier.
@@ -35,6 +38,12 @@ impl LeaderLease {
     pub fn release(&mut self, now: Mono) {
         self.until.clear();
         self.released = Some(now);
+    }
+
+    /// The connection to a voter ends: it may take that for the end of this process and forget its grant.
+    pub fn forget(&mut self, voter: NodeId, now: Mono) {
+        self.until.remove(&voter);
+        self.forgotten.insert(voter, now);
     }
 
     /// Until when every generation's grantors together keep every recruit quorum away; `None` when they do not.
@@ -189,6 +198,18 @@ mod tests {
             "that heartbeat left before the release"
         );
         lease.granted(NodeId(2), Incarnation(2), ms(201), LEASE);
+        assert!(lease.until(&three, NodeId(1), Incarnation(1)).is_some());
+    }
+
+    #[test]
+    fn a_voter_whose_connection_ends_is_not_counted_on() {
+        let mut lease = LeaderLease::default();
+        let three = [generation(3, 1)];
+        lease.granted(NodeId(2), Incarnation(2), ms(100), LEASE);
+        lease.forget(NodeId(2), ms(150));
+        lease.granted(NodeId(2), Incarnation(2), ms(140), LEASE);
+        assert_eq!(lease.until(&three, NodeId(1), Incarnation(1)), None);
+        lease.granted(NodeId(2), Incarnation(2), ms(160), LEASE);
         assert!(lease.until(&three, NodeId(1), Incarnation(1)).is_some());
     }
 

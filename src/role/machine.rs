@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::candidate::{Recruit, Stage};
 use super::control::{ControlState, DataStatus};
 use super::follow::Adopt;
-use super::history;
+use super::history::{self, History};
 use super::input::{Command, Done, Effect, Evidence, Input, LogView, Refusal};
 use super::lead::Leading;
 use super::lease::{Grants, LeaderLease};
@@ -133,6 +133,9 @@ pub struct RoleMachine {
     pub(super) highest: u64,
     /// A term-start frame that was ordered and not yet reported, with the generation it carries.
     pub(super) appending: Option<(Term, Option<Generation>)>,
+    /// The history that is on its way to disk, before the log is cut or continued to match it. Until then
+    /// `control.history` goes on describing the log as it is.
+    pub(super) rewriting: Option<History>,
     /// The started term that this log cannot follow.
     pub(super) blocked: Option<Term>,
     pub(super) last_followed: Option<(NodeId, Term)>,
@@ -171,6 +174,7 @@ impl RoleMachine {
             lives: BTreeMap::new(),
             highest: control.promised.number,
             appending: None,
+            rewriting: None,
             blocked: None,
             last_followed: None,
             next_probe: now,
@@ -192,6 +196,7 @@ impl RoleMachine {
             }
             return;
         }
+        self.control.known_committed.advance(log.committed.lsn());
         self.settle_policy(log, out);
         self.dispatch(now, log, input, out);
         self.settle_policy(log, out);
@@ -205,7 +210,7 @@ impl RoleMachine {
         if self.control.pending.as_ref().is_some_and(|pending| pending.end > log.end) {
             self.control.pending = None;
         }
-        self.persist(log, out);
+        self.persist(out);
         if planted(Bug::ResumeOwnTermAfterRestart) {
             self.resume_own_term(log, out);
         }
@@ -213,7 +218,7 @@ impl RoleMachine {
 
     fn dispatch(&mut self, now: Mono, log: &LogView, input: Input, out: &mut Vec<Effect>) {
         match input {
-            Input::Tick => self.tick(now, log, out),
+            Input::Tick => self.tick(now, out),
             Input::Command { op, command } => self.command(now, log, op, command, out),
             Input::Peer { from, incarnation, message } => {
                 self.lives.insert(from, incarnation);
@@ -221,10 +226,11 @@ impl RoleMachine {
             }
             Input::PeerUp { node, incarnation } => {
                 self.lives.insert(node, incarnation);
-                let message = self.announcement(log).unwrap_or(RoleMessage::StatusProbe);
+                let message = self.announcement(log.end).unwrap_or(RoleMessage::StatusProbe);
                 out.push(Effect::Send { to: node, message });
             }
             Input::PeerDown { node, process_gone } => {
+                self.lease.forget(node, now);
                 if process_gone {
                     self.grants.process_gone(node);
                     if let Phase::Following(following) = &mut self.phase
@@ -240,11 +246,11 @@ impl RoleMachine {
             }
             Input::Drained { ticket } => self.drained(ticket),
             Input::Truncated { ticket } => self.truncated(log, ticket, out),
-            Input::FastForwarded { ticket, result } => self.fast_forwarded(now, log, ticket, result, out),
-            Input::TermAppended { start, end } => self.term_appended(now, log, start, end, out),
+            Input::FastForwarded { ticket, result } => self.fast_forwarded(ticket, result),
+            Input::TermAppended { start, end } => self.term_appended(start, end, out),
             Input::CommitMoved => {}
             Input::PolicyAppended { generation, start, end } => {
-                self.policy_appended(log, PendingGeneration { generation, start, end }, out);
+                self.policy_appended(PendingGeneration { generation, start, end }, out);
             }
             Input::Heartbeat { leader, term, end } => self.heard(now, log, leader, term, end, out),
             Input::Granted { from, incarnation, term, sent } => {
@@ -254,7 +260,7 @@ impl RoleMachine {
             }
             Input::SessionRefused { promised, .. } => self.met_promise(now, promised, out),
             Input::DataChanged { status, incarnation, history, policy } => {
-                self.data_changed(now, log, status, incarnation, out);
+                self.data_changed(now, status, incarnation, out);
                 if let Some(history) = history {
                     self.control.history = history;
                 }
@@ -262,7 +268,7 @@ impl RoleMachine {
                     self.control.policy = policy;
                     self.control.pending = None;
                 }
-                self.persist(log, out);
+                self.persist(out);
             }
             Input::LogFailed => self.fail_log(out),
         }
@@ -296,13 +302,13 @@ impl RoleMachine {
             }
             RoleMessage::Promise { term, force } => self.promise_asked(now, log, from, term, force, out),
             RoleMessage::PromiseReply { term, answer } => {
-                self.promise_answered(now, log, (from, incarnation), term, answer, out);
+                self.promise_answered(now, (from, incarnation), term, answer, out);
             }
             RoleMessage::Announce { term, history, end, .. } => {
-                self.announced(now, log, from, term, history, end, out);
+                self.announced(now, from, (term, history, end), out);
             }
             RoleMessage::StatusProbe => {
-                let message = self.announcement(log).unwrap_or_else(|| RoleMessage::Status {
+                let message = self.announcement(log.end).unwrap_or_else(|| RoleMessage::Status {
                     promised: self.control.promised,
                     leader: self.leader_seen(now),
                     role: self.role,
@@ -372,12 +378,12 @@ impl RoleMachine {
                     }
                     return true;
                 }
-                self.start_due_recruit(now, log, out)
+                self.start_due_recruit(now)
             }
         }
     }
 
-    fn tick(&mut self, now: Mono, log: &LogView, out: &mut Vec<Effect>) {
+    fn tick(&mut self, now: Mono, out: &mut Vec<Effect>) {
         self.lead_tick(now, out);
         let silent = match &self.phase {
             Phase::Alone { since } => Some(*since),
@@ -397,7 +403,6 @@ impl RoleMachine {
         if idle && now.since(since) > PEER_SILENCE_MAX {
             self.show_lonely(out);
         }
-        let _ = log;
     }
 
     /// A waiting node without a leader.
@@ -420,12 +425,25 @@ impl RoleMachine {
     }
 
     /// Orders the control state to disk under a new image number.
-    pub(super) fn persist(&mut self, log: &LogView, out: &mut Vec<Effect>) -> u64 {
+    pub(super) fn persist(&mut self, out: &mut Vec<Effect>) -> u64 {
         self.control.generation += 1;
-        // A log that was found damaged may know of commits beyond its end; the mark only rises.
-        self.control.known_committed.advance(log.committed.lsn());
-        out.push(Effect::Persist { state: Box::new(self.control.clone()) });
+        let mut state = Box::new(self.control.clone());
+        if let Some(history) = &self.rewriting {
+            state.history = history.clone();
+        }
+        out.push(Effect::Persist { state });
         self.control.generation
+    }
+
+    /// Orders `history` to disk; it becomes the own one with [`RoleMachine::rewritten`].
+    pub(super) fn rewrite_history(&mut self, history: History, out: &mut Vec<Effect>) -> u64 {
+        self.rewriting = Some(history);
+        self.persist(out)
+    }
+
+    /// The new history is durable, and the log is about to match it.
+    pub(super) fn rewritten(&mut self) {
+        self.control.history = self.rewriting.take().expect("a history was being rewritten");
     }
 
     pub(super) fn ticket(&mut self) -> u64 {
@@ -434,14 +452,14 @@ impl RoleMachine {
     }
 
     /// Begins the fence for `term` (`protocol` 3.2): acks stopped first, promise persisted, log drained.
-    pub(super) fn fence(&mut self, log: &LogView, term: Term, out: &mut Vec<Effect>) -> Fence {
+    pub(super) fn fence(&mut self, term: Term, out: &mut Vec<Effect>) -> Fence {
         if !planted(Bug::AckAfterPromise) {
             out.push(Effect::StopAcks);
         }
         self.highest = self.highest.max(term.number);
         let image = if term > self.control.promised {
             self.control.promised = term;
-            self.persist(log, out)
+            self.persist(out)
         } else {
             self.control.generation
         };
@@ -453,7 +471,8 @@ impl RoleMachine {
     /// True when the promise is durable and the log at rest.
     pub(super) fn fenced(&self, fence: &Fence, log: &LogView) -> bool {
         let done = fence.drained && self.durable >= fence.image;
-        assert!(!done || log.flushed.lsn() == log.end, "a drained log is flushed to its end");
+        let at_rest = log.flushed.lsn() == log.end || planted(Bug::AckAfterPromise);
+        assert!(!done || at_rest, "a drained log is flushed to its end");
         done
     }
 
@@ -475,7 +494,7 @@ impl RoleMachine {
     fn truncated(&mut self, log: &LogView, ticket: u64, out: &mut Vec<Effect>) {
         if self.control.pending.as_ref().is_some_and(|pending| pending.end > log.end) {
             self.control.pending = None;
-            self.persist(log, out);
+            self.persist(out);
         }
         match &mut self.work {
             Work::Adopt(adopt) => adopt.truncated(ticket),
@@ -508,7 +527,7 @@ impl RoleMachine {
         }
     }
 
-    fn policy_appended(&mut self, log: &LogView, pending: PendingGeneration, out: &mut Vec<Effect>) {
+    fn policy_appended(&mut self, pending: PendingGeneration, out: &mut Vec<Effect>) {
         let known = self.control.pending.as_ref() == Some(&pending);
         if pending.generation.number <= self.control.policy.number || known {
             return;
@@ -520,7 +539,7 @@ impl RoleMachine {
             self.control.policy = before.generation;
         }
         self.control.pending = Some(pending);
-        self.pending_image = self.persist(log, out);
+        self.pending_image = self.persist(out);
     }
 
     /// A pending generation whose record is committed is in force alone.
@@ -534,14 +553,13 @@ impl RoleMachine {
             .with("voters", pending.generation.voters.len())
             .with("copies", pending.generation.k);
         self.control.policy = pending.generation;
-        self.persist(log, out);
+        self.persist(out);
         out.push(Effect::Evidence(evidence));
     }
 
     fn data_changed(
         &mut self,
         now: Mono,
-        log: &LogView,
         status: DataStatus,
         incarnation: Incarnation,
         out: &mut Vec<Effect>,
@@ -568,7 +586,6 @@ impl RoleMachine {
                 self.show(self.role, state, out);
             }
         }
-        let _ = log;
     }
 
     fn fail_log(&mut self, out: &mut Vec<Effect>) {
@@ -587,7 +604,12 @@ impl RoleMachine {
 
     /// Ends whatever runs, because something stronger came.
     pub(super) fn abandon_work(&mut self, now: Mono, why: Refusal, out: &mut Vec<Effect>) {
-        if let Work::Recruit(recruit) = std::mem::replace(&mut self.work, Work::None) {
+        let work = std::mem::replace(&mut self.work, Work::None);
+        if self.rewriting.take().is_some() {
+            // The log was not touched yet: its own history goes back to disk.
+            self.persist(out);
+        }
+        if let Work::Recruit(recruit) = work {
             self.abandon_recruit(now, *recruit, why, out);
         }
     }
@@ -685,8 +707,8 @@ impl RoleMachine {
         if !history::at_least(term, self.control.promised) || matches!(self.phase, Phase::Failed) {
             return Verdict::Refuse(self.control.promised);
         }
-        let promised = self.durable >= self.control.generation || matches!(self.work, Work::None);
-        if history::same(term, self.control.promised) && promised {
+        let promising = matches!(self.work, Work::Promise(_));
+        if history::same(term, self.control.promised) && !promising {
             Verdict::Accept
         } else {
             Verdict::AdoptFirst

@@ -51,5 +51,3 @@ pub use state::{Repair, Role, State};
 
 #[cfg(test)]
 mod mini;
-#[cfg(test)]
-mod mini_tests;

@@ -53,7 +53,7 @@ impl RoleMachine {
         }
         self.abandon_work(now, Refusal::Superseded { term }, out);
         self.suspend_leading("another node asks to lead", out);
-        let fence = self.fence(log, term, out);
+        let fence = self.fence(term, out);
         self.work = Work::Promise(PromiseWork { term, candidate: from, fence });
     }
 

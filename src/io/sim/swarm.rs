@@ -215,7 +215,9 @@ impl Planner<'_> {
     }
 
     fn plan(&mut self, kind: Kind) {
-        let mean = self.config.mean_gap.draw(&mut self.rng).max(1);
+        // While everything is dark nothing can go wrong; so a blackout is rare.
+        let rarity = if kind == Kind::Blackout { 10 } else { 1 };
+        let mean = self.config.mean_gap.draw(&mut self.rng).max(1) * rarity;
         let mut at = 0u64;
         loop {
             at = at.saturating_add(self.rng.below(mean * 2) + 1);

@@ -32,6 +32,7 @@ mod wake;
 pub use calibrate::{Calibration, calibrate};
 pub use config::{UringConfig, ZERO_COPY_BYTES_MIN, ZeroCopy};
 pub use pool::LentBuffer;
+pub use sys::raise_descriptor_limit;
 
 use std::fs::File;
 use std::io;

@@ -406,3 +406,19 @@ fn hopeless_probing_ends() {
     rig.run(secs(60));
     assert_eq!(rig.world.next(), None);
 }
+
+/// Loopback is quick enough for the receiver to make room before the sender hears that its send is done.
+#[test]
+fn a_host_talks_to_itself() {
+    let mut rig = Rig::new(1, 1);
+    let (a, b) = rig.connect(A, A, 7000);
+    for round in 1..=2000 {
+        rig.send(A, a, vec![1; 100]);
+        rig.sent(A, a).unwrap();
+        if round % 100 == 0 {
+            rig.run(ms(1));
+            assert_eq!(rig.received(A, b).len(), round * 100);
+        }
+    }
+    assert!(!rig.take(A).iter().any(|e| matches!(e, Event::Sent { .. })), "one event for each send");
+}

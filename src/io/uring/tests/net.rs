@@ -25,12 +25,14 @@ fn pair(config: UringConfig) -> (UringSeam, Inbox, ConnId, TcpStream) {
     (seam, inbox, conn, peer)
 }
 
-/// Every way of receiving: with all kernel features, without multishot, without shared buffers.
-fn configs() -> [UringConfig; 3] {
+/// Every way of receiving: with all kernel features, with overflowing queues, without multishot, without shared
+/// buffers.
+fn configs() -> [UringConfig; 4] {
     let all = UringConfig { buffers: 8, buffer_bytes: 4096, ..UringConfig::default() };
     let no_multishot = UringConfig { multishot: false, ..all.clone() };
     let no_buffers = UringConfig { shared_buffers: false, ..all.clone() };
-    [all, no_multishot, no_buffers]
+    let tiny = UringConfig { entries: 1, ..all.clone() };
+    [all, tiny, no_multishot, no_buffers]
 }
 
 /// Resets the connection instead of closing it in order.
@@ -238,6 +240,12 @@ fn a_connection_closed_with_operations_under_way_reports_them_first_and_its_end_
 #[test]
 fn slow_consumers_with_few_buffers_lose_nothing() {
     let config = UringConfig { buffers: 4, buffer_bytes: 4096, ..UringConfig::default() };
+    starve(config.clone());
+    starve(UringConfig { entries: 1, ..config });
+}
+
+/// Eight connections share the few buffers, and every one gets all its bytes in order.
+fn starve(config: UringConfig) {
     let mut seam = UringSeam::new(config).unwrap();
     let mut inbox = Inbox::new();
     let (listener, addr) = seam.listen(loopback()).unwrap();
@@ -408,6 +416,7 @@ fn the_child_without_descriptors() {
     let mut inbox = Inbox::new();
     let (listener, addr) = seam.listen(loopback()).unwrap();
     seam.submit(Op::Accept { listener });
+    assert!(raise_descriptor_limit().unwrap() > 40);
     sys::limit_descriptors(40);
     let mut peers = Vec::new();
     while let Ok(peer) = TcpStream::connect(addr) {
@@ -459,4 +468,19 @@ fn an_address_in_use_is_refused_with_the_address() {
     let error = seam.listen(addr).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     assert!(error.to_string().contains(&addr.to_string()));
+}
+
+#[test]
+fn the_newer_address_family_works_alike() {
+    let mut seam = seam();
+    let mut inbox = Inbox::new();
+    // A machine may have it switched off.
+    let Ok((listener, addr)) = seam.listen("[::1]:0".parse().unwrap()) else { return };
+    seam.submit(Op::Accept { listener });
+    seam.submit(Op::Connect { token: 1, addr });
+    let dialled = inbox.connected(&mut seam, 1).unwrap();
+    let accepted = inbox.accepted(&mut seam);
+    seam.submit(Op::Receive { conn: accepted });
+    seam.submit(Op::Send { token: 2, conn: dialled, data: Outgoing::Owned(b"hello".to_vec()) });
+    assert_eq!(inbox.bytes(&mut seam, accepted, 5), b"hello");
 }

@@ -1,22 +1,25 @@
 //! A small seeded cluster of role machines over fake logs, for the tests of this room: one entry is one byte of LSN,
 //! the network delays, loses and doubles, processes crash with half-written control files, and oracles watch.
 
+mod faults;
+mod net;
+mod oracle;
+mod tests;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::control::{self, ControlCopy, ControlState, DataStatus};
-use super::input::{Command, CommandResult, Effect, Input, LogView};
-use super::machine::{RoleConfig, RoleMachine, Verdict};
-use super::message::RoleMessage;
-use super::policy::{Generation, SyncPolicy};
-use super::state::State;
 use crate::base::{ClusterId, CommittedLsn, FlushedLsn, Incarnation, Lsn, Mono, NodeId, Prng, Term};
+use crate::role::control::{self, ControlCopy, ControlState, DataStatus};
+use crate::role::input::{Command, CommandResult, Effect, Input, LogView};
+use crate::role::machine::{RoleConfig, RoleMachine};
+use crate::role::policy::{Generation, SyncPolicy};
 
-pub(super) const MS: u64 = 1_000_000;
+const MS: u64 = 1_000_000;
 const LEASE: Duration = Duration::from_millis(1000);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+struct Entry {
     pub term: Term,
     pub payload: u64,
     /// The sealer's commit index.
@@ -81,15 +84,17 @@ struct Node {
 
 /// What a run is allowed to do to the cluster.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Plan {
+struct Plan {
     pub nodes: u16,
     pub wipes: bool,
     /// Forced, lossy commands: only the oracles that hold even then are watched.
     pub lossy: bool,
+    /// Operators ask two nodes at once.
+    pub duels: bool,
     pub fault_ms: u64,
 }
 
-pub(super) struct World {
+struct World {
     now: Mono,
     rng: Prng,
     plan: Plan,
@@ -102,6 +107,8 @@ pub(super) struct World {
     next_payload: u64,
     next_op: u64,
     wiped: bool,
+    /// Commands not answered yet: where, in which run, since when.
+    asked: BTreeMap<u64, (usize, u64, Mono)>,
     committed: Vec<(Term, u64)>,
     acked: usize,
     contents: BTreeMap<(Term, usize), u64>,
@@ -113,7 +120,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, plan: Plan) -> World {
+    fn new(seed: u64, plan: Plan) -> World {
         let mut rng = Prng::new(seed);
         let members: Vec<NodeId> = (1..=plan.nodes).map(NodeId).collect();
         let policy = Generation::seed(&members, &SyncPolicy::Auto).expect("a small cluster has defaults");
@@ -156,6 +163,7 @@ impl World {
             next_payload: 0,
             next_op: 0,
             wiped: false,
+            asked: BTreeMap::new(),
             committed: Vec::new(),
             acked: 0,
             contents: BTreeMap::new(),
@@ -188,7 +196,7 @@ impl World {
     }
 
     /// Runs until `ms`, or until an oracle speaks.
-    pub(super) fn run_until(&mut self, ms: u64) {
+    fn run_until(&mut self, ms: u64) {
         while self.violation.is_none() {
             let Some(next) = self.events.first_entry().filter(|e| e.key().0.0 <= ms * MS) else { break };
             let ((now, _), event) = next.remove_entry();
@@ -354,13 +362,18 @@ impl World {
                 }
                 self.soon(Event::Cut { node, run, ticket, to });
             }
-            Effect::Reply { op, result } => self.replies.push((op, result)),
+            Effect::Reply { op, result } => {
+                if self.asked.remove(&op).is_none() {
+                    self.fail(format!("command {op} is answered twice: {result:?}"));
+                }
+                self.replies.push((op, result));
+            }
             Effect::Changed { .. } | Effect::Evidence(_) | Effect::Latch { .. } => {}
         }
         None
     }
 
-    fn append_term_start(&mut self, node: usize, start: super::input::TermStart) -> Input {
+    fn append_term_start(&mut self, node: usize, start: crate::role::input::TermStart) -> Input {
         let first = self.nodes[node].log.len();
         // A segment border in the way: a filler frame of the new term comes first.
         if self.rng.chance(0.3) {
@@ -415,242 +428,6 @@ impl World {
         }
     }
 
-    fn send(&mut self, from: usize, to: usize, message: Message) {
-        let life = self.nodes[from].life;
-        if self.cut[from][to] || self.rng.chance(self.loss) {
-            return;
-        }
-        if self.rng.chance(self.loss / 2.0) {
-            self.soon(Event::Deliver { to, from, life, message: message.clone() });
-        }
-        self.soon(Event::Deliver { to, from, life, message });
-    }
-
-    /// A leader offers its session and everything the peer has not acknowledged.
-    fn stream(&mut self, node: usize, peer: usize) {
-        let (n, p) = (&self.nodes[node], &self.nodes[peer]);
-        let Some(term) = n.machine.as_ref().and_then(RoleMachine::leading) else { return };
-        if n.led != Some(term) {
-            return;
-        }
-        let start = n.acks.get(&p.id).map_or(n.log.len(), |(_, at)| at.0 as usize).min(n.log.len());
-        let stop = n.log.len().min(start + 64);
-        let entries = n.log[start..stop].to_vec();
-        let (commit, end, sent) = (n.committed, Lsn(n.log.len() as u64), self.now);
-        self.send(node, peer, Message::Data { term, start, entries, commit, end, sent });
-    }
-
-    fn deliver(&mut self, to: usize, from: usize, life: Incarnation, message: Message) {
-        let peer = self.nodes[from].id;
-        match message {
-            Message::Role(bytes) => {
-                let message = RoleMessage::decode(&bytes).expect("the machine encodes messages");
-                self.input(to, Input::Peer { from: peer, incarnation: life, message });
-            }
-            Message::Data { term, start, entries, commit, end, sent } => {
-                self.receive(to, from, term, (start, entries, commit, end, sent));
-            }
-            Message::Ack { term, flushed, sent, granted } => {
-                let n = &mut self.nodes[to];
-                let machine = n.machine.as_ref().expect("it is up");
-                if n.stopped || !machine.accepts_ack(term) {
-                    return;
-                }
-                let entry = n.acks.entry(peer).or_insert((life, flushed));
-                *entry = (life, if entry.0 == life { entry.1.max(flushed) } else { flushed });
-                if granted {
-                    self.input(to, Input::Granted { from: peer, incarnation: life, term, sent });
-                }
-                self.after_flush(to);
-            }
-            Message::Refused { promised } => self.input(to, Input::SessionRefused { by: peer, promised }),
-            Message::Pull { term, from: at, to: end } => {
-                let n = &self.nodes[to];
-                let machine = n.machine.as_ref().expect("it is up");
-                if machine.accepts_pull(term) == Verdict::Accept && at <= n.log.len() {
-                    let entries = n.log[at..end.min(n.log.len())].to_vec();
-                    self.send(to, from, Message::Pulled { term, start: at, entries });
-                }
-            }
-            Message::Pulled { term, start, entries } => {
-                let wanted =
-                    self.nodes[to].pulling.as_ref().is_some_and(|p| p.term == term && p.from == peer);
-                if wanted && start == self.nodes[to].log.len() {
-                    self.append_received(to, entries);
-                    let (run, upto) = (self.nodes[to].run, self.nodes[to].log.len());
-                    self.soon(Event::Flush { node: to, run, upto });
-                }
-            }
-        }
-    }
-
-    /// Frames that arrived at the end of this log, as far as the history allows them.
-    fn append_received(&mut self, node: usize, entries: Vec<Entry>) {
-        for entry in entries {
-            let at = Lsn(self.nodes[node].log.len() as u64);
-            let machine = self.nodes[node].machine.as_ref().expect("it is up");
-            if !machine.accepts_frame(entry.term, at) {
-                return;
-            }
-            let policy = entry.policy.clone();
-            self.take(node, entry);
-            if let Some((generation, start)) = policy {
-                let end = Lsn(self.nodes[node].log.len() as u64);
-                self.input(node, Input::PolicyAppended { generation, start, end });
-            }
-        }
-    }
-
-    fn receive(
-        &mut self,
-        node: usize,
-        from: usize,
-        term: Term,
-        (start, entries, commit, end, sent): (usize, Vec<Entry>, Lsn, Lsn, Mono),
-    ) {
-        let leader = self.nodes[from].id;
-        let n = &mut self.nodes[node];
-        let machine = n.machine.as_mut().expect("it is up");
-        match machine.accepts_session(leader, term) {
-            Verdict::Accept if !n.stopped => {}
-            Verdict::Refuse(promised) => {
-                self.send(node, from, Message::Refused { promised });
-                return;
-            }
-            _ => return,
-        }
-        n.session = Some((leader, term));
-        let granted = machine.grant(self.now, leader, term);
-        let have = n.log.len();
-        if start <= have {
-            for (i, entry) in entries.iter().enumerate().take(have - start) {
-                if self.nodes[node].log[start + i] != *entry {
-                    self.fail(format!("node {} differs from its leader at {}", node + 1, start + i));
-                    return;
-                }
-            }
-            self.append_received(node, entries.into_iter().skip(have - start).collect());
-            let n = &mut self.nodes[node];
-            n.committed = n.committed.max(commit.min(Lsn(n.log.len() as u64)));
-            self.note_commit(node);
-        }
-        self.input(node, Input::Heartbeat { leader, term, end });
-        self.input(node, Input::CommitMoved);
-        let (run, upto) = (self.nodes[node].run, self.nodes[node].log.len());
-        if upto > self.nodes[node].flushed {
-            self.soon(Event::Flush { node, run, upto });
-        }
-        self.acknowledge(node, sent, granted);
-    }
-
-    fn acknowledge(&mut self, node: usize, sent: Mono, granted: bool) {
-        let n = &self.nodes[node];
-        let (Some((leader, term)), Some(machine)) = (n.session, n.machine.as_ref()) else { return };
-        if n.stopped || !machine.may_ack(leader, term) {
-            return;
-        }
-        let flushed = Lsn(n.flushed as u64).min(machine.ack_limit());
-        self.send(node, usize::from(leader.0) - 1, Message::Ack { term, flushed, sent, granted });
-    }
-
-    fn pull(&mut self, node: usize) {
-        let n = &self.nodes[node];
-        let Some(pulling) = &n.pulling else { return };
-        let (term, from, to) = (pulling.term, n.log.len(), pulling.to.0 as usize);
-        let source = usize::from(pulling.from.0) - 1;
-        if from < to {
-            self.send(node, source, Message::Pull { term, from, to });
-        }
-    }
-
-    fn after_flush(&mut self, node: usize) {
-        let n = &self.nodes[node];
-        if let Some(pulling) = &n.pulling
-            && n.flushed == n.log.len()
-            && n.log.len() as u64 == pulling.to.0
-        {
-            let ticket = pulling.ticket;
-            self.nodes[node].pulling = None;
-            self.input(node, Input::FastForwarded { ticket, result: Ok(()) });
-            return;
-        }
-        self.acknowledge(node, Mono(0), false);
-        self.commit(node);
-    }
-
-    fn commit(&mut self, node: usize) {
-        let n = &self.nodes[node];
-        let Some(machine) = &n.machine else { return };
-        let Some(rule) = machine.commit_rule().filter(|_| !n.stopped && n.led == machine.leading()) else {
-            return;
-        };
-        let acks: Vec<_> = n.acks.iter().map(|(id, (life, at))| (*id, *life, FlushedLsn(*at))).collect();
-        let Some(commit) = rule.commit(FlushedLsn(Lsn(n.flushed as u64)), &acks) else { return };
-        if commit > n.committed {
-            self.nodes[node].committed = commit;
-            self.note_commit(node);
-            self.input(node, Input::CommitMoved);
-        }
-        self.release(node);
-    }
-
-    /// Replies leave.
-    fn release(&mut self, node: usize) {
-        let n = &mut self.nodes[node];
-        if !n.serving || n.stopped {
-            return;
-        }
-        let committed = n.committed.0 as usize;
-        n.waiting.retain(|end| {
-            if *end <= committed {
-                self.acked = self.acked.max(*end);
-            }
-            *end > committed
-        });
-    }
-
-    /// What one node knows to be committed must be what every node ever knew.
-    fn note_commit(&mut self, node: usize) {
-        if self.plan.lossy {
-            return;
-        }
-        let end = (self.nodes[node].committed.0 as usize).min(self.nodes[node].log.len());
-        for at in 0..end {
-            let own = (self.nodes[node].log[at].term, self.nodes[node].log[at].payload);
-            match self.committed.get(at).copied() {
-                Some(first) if first != own => {
-                    self.fail(format!(
-                        "node {} commits {own:?} at {at}, where {first:?} was committed",
-                        node + 1
-                    ));
-                    return;
-                }
-                Some(_) => {}
-                None => self.committed.push(own),
-            }
-        }
-    }
-
-    fn check_complete(&mut self, node: usize) {
-        let log = &self.nodes[node].log;
-        let lost = self.committed.iter().enumerate().find(|(at, committed)| {
-            log.get(*at).map(|entry| (entry.term, entry.payload)) != Some(**committed)
-        });
-        if let Some((at, _)) = lost {
-            self.fail(format!("node {} serves without the committed entry at {at}", node + 1));
-        }
-    }
-
-    fn check_read(&mut self, node: usize) {
-        let n = &self.nodes[node];
-        let may = n.machine.as_ref().is_some_and(|machine| machine.may_read(self.now));
-        if may && n.serving && !n.stopped && !self.plan.lossy && (n.committed.0 as usize) < self.acked {
-            let text =
-                format!("node {} reads at {} after {} was acknowledged", node + 1, n.committed, self.acked);
-            self.fail(text);
-        }
-    }
-
     fn client(&mut self, node: usize) {
         let n = &self.nodes[node];
         let leading = n.machine.as_ref().filter(|machine| machine.serving()).and_then(RoleMachine::leading);
@@ -666,9 +443,10 @@ impl World {
         }
     }
 
-    pub(super) fn command(&mut self, node: usize, command: Command) -> u64 {
+    fn command(&mut self, node: usize, command: Command) -> u64 {
         self.next_op += 1;
         let op = self.next_op;
+        self.asked.insert(op, (node, self.nodes[node].run, self.now));
         self.input(node, Input::Command { op, command });
         op
     }
@@ -713,141 +491,7 @@ impl World {
         }
     }
 
-    fn crash(&mut self, node: usize) {
-        if self.nodes[node].machine.take().is_none() {
-            return;
-        }
-        let keep = {
-            let n = &self.nodes[node];
-            self.rng.between(n.flushed as u64, n.log.len() as u64) as usize
-        };
-        let tear = self.rng.chance(0.5);
-        let decay = self.rng.chance(0.3).then(|| self.rng.below(2) as usize);
-        let n = &mut self.nodes[node];
-        n.log.truncate(keep);
-        n.flushed = keep;
-        match n.writing.front().map(|(_, copies)| copies[0]) {
-            Some(copy) if tear => n.copies[copy as usize].truncate(4096),
-            Some(_) => {}
-            // At rest either copy may decay, as long as the other one is there.
-            None => {
-                if let Some(copy) = decay {
-                    n.copies[copy][100] ^= 1;
-                }
-            }
-        }
-        n.writing.clear();
-        n.acks.clear();
-        n.waiting.clear();
-        (n.pulling, n.serving, n.led, n.session) = (None, false, None, None);
-        for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
-            if !self.cut[node][peer] {
-                self.soon(Event::PeerDown { node: peer, peer: node, process_gone: true });
-            }
-        }
-    }
-
-    /// The disk is lost and the folder made again under the same id.
-    fn wipe(&mut self, node: usize) {
-        self.crash(node);
-        let members: Vec<NodeId> = (1..=self.plan.nodes).map(NodeId).collect();
-        let policy = Generation::seed(&members, &SyncPolicy::Auto).expect("a small cluster has defaults");
-        let life = Incarnation(self.rng.next_u128());
-        let n = &mut self.nodes[node];
-        n.life = life;
-        let control = fresh(n.id, life, &policy);
-        n.copies = [control.encode(), control.encode()];
-        n.log.clear();
-        (n.flushed, n.committed) = (0, Lsn::ZERO);
-    }
-
-    pub(super) fn begin_faults(&mut self) {
-        self.calm = false;
-        self.at(50, Event::Fault);
-    }
-
-    fn fault(&mut self) {
-        let node = self.rng.below(self.nodes.len() as u64) as usize;
-        match self.rng.below(100) {
-            0..24 => {
-                self.crash(node);
-                let pause = self.rng.between(10, 2500);
-                self.at(pause, Event::Restart { node });
-            }
-            24..40 => {
-                let isolate = self.rng.chance(0.5);
-                for a in 0..self.nodes.len() {
-                    for b in 0..self.nodes.len() {
-                        let cut = if isolate { (a == node) != (b == node) } else { self.rng.chance(0.3) };
-                        self.cut[a][b] = a != b && cut;
-                    }
-                }
-            }
-            40..56 => self.heal(),
-            56..60 => self.loss = [0.0, 0.02, 0.2][self.rng.below(3) as usize],
-            60..64 if self.plan.wipes && !self.wiped && self.nodes.len() > 2 && self.acked > 0 => {
-                self.wiped = true;
-                self.wipe(node);
-                let pause = self.rng.between(10, 500);
-                self.at(pause, Event::Restart { node });
-            }
-            _ => {
-                let force = self.rng.chance(0.3);
-                let alone = self.plan.lossy && self.rng.chance(0.3);
-                let command = if self.rng.chance(0.3) {
-                    Command::RequestPrimary { alone, force }
-                } else {
-                    Command::Failover { dry_run: self.rng.chance(0.1), alone, force }
-                };
-                if self.nodes[node].machine.is_some() {
-                    self.command(node, command);
-                }
-            }
-        }
-    }
-
-    fn heal(&mut self) {
-        for a in 0..self.nodes.len() {
-            for b in 0..self.nodes.len() {
-                if std::mem::take(&mut self.cut[a][b]) {
-                    self.soon(Event::PeerUp { node: a, peer: b });
-                }
-            }
-        }
-    }
-
-    /// Faults stop: everybody is up and reachable, and an operator asks until somebody leads. True when a leader serves,
-    /// commits a new write and every node has it.
-    pub(super) fn settles(&mut self, within_ms: u64) -> bool {
-        self.calm = true;
-        self.loss = 0.0;
-        self.heal();
-        (0..self.nodes.len()).for_each(|node| self.event(Event::Restart { node }));
-        let (begin, mut acked) = (self.now.0 / MS, usize::MAX);
-        for round in 0..within_ms / 1000 {
-            let leader = self.nodes.iter().position(|n| n.machine.as_ref().is_some_and(RoleMachine::serving));
-            if leader.is_none() && round % 3 == 2 {
-                let node = self.rng.below(self.nodes.len() as u64) as usize;
-                self.command(node, Command::Failover { dry_run: false, alone: false, force: false });
-            }
-            self.run_until(begin + (round + 1) * 1000);
-            if leader.is_some() && self.acked > acked && self.converged(acked) {
-                return true;
-            }
-            acked = acked.min(self.acked);
-        }
-        false
-    }
-
-    fn converged(&self, end: usize) -> bool {
-        let first = &self.nodes[0].log;
-        self.nodes.iter().all(|n| {
-            let shown = n.machine.as_ref().is_some_and(|machine| machine.state() == State::Normal);
-            shown && n.committed.0 as usize >= end && n.log.len() >= end && n.log[..end] == first[..end]
-        })
-    }
-
-    pub(super) fn describe(&self) -> String {
+    fn describe(&self) -> String {
         let of = |n: &Node| match &n.machine {
             None => format!("n{}: down", n.id),
             Some(machine) => format!(
@@ -871,7 +515,7 @@ fn fresh(id: NodeId, life: Incarnation, policy: &Generation) -> ControlState {
 }
 
 /// One whole run: bootstrap, faults, calm. `Err` names what an oracle saw.
-pub(super) fn run(seed: u64, plan: Plan) -> Result<World, String> {
+fn run(seed: u64, plan: Plan) -> Result<World, String> {
     let mut world = World::new(seed, plan);
     world.command(0, Command::RequestPrimary { alone: false, force: false });
     world.run_until(1500);
