@@ -69,10 +69,19 @@ impl Outbox {
 
     /// Appends a head and shared slices: the log frames travel from the one buffer that also went to the disk.
     pub fn append_shared(&mut self, head: Vec<u8>, slices: Vec<SharedSlice>) {
-        assert!(slices.len() <= SLICES_PER_SEND);
-        let data = Outgoing::Shared { head, slices };
-        self.queued_bytes += data.len();
-        self.queue.push_back(data);
+        // A batch of many small frames read back from the disk can have more slices than one send takes: they follow
+        // in sends of their own, in order.
+        let mut head = head;
+        let mut slices = slices.into_iter();
+        loop {
+            let part: Vec<SharedSlice> = slices.by_ref().take(SLICES_PER_SEND).collect();
+            if part.is_empty() && head.is_empty() {
+                return;
+            }
+            let data = Outgoing::Shared { head: std::mem::take(&mut head), slices: part };
+            self.queued_bytes += data.len();
+            self.queue.push_back(data);
+        }
     }
 
     /// Starts the next send if none is under way.
