@@ -276,6 +276,8 @@ impl<S: Seam> Node<S> {
                 Ok(()) => {
                     if let Some(generation) = self.control.written(&mut self.seam) {
                         self.tell_role(Input::Persisted { generation });
+                        // A rule that waited for the control file may let the commit index move now.
+                        self.log_moved = true;
                     }
                 }
                 Err(error) => {

@@ -6,9 +6,6 @@ use std::collections::VecDeque;
 use crate::base::SharedSlice;
 use crate::io::{ConnId, Op, Outgoing, Seam, Token};
 
-/// Slices gathered into one send; more wait for the next.
-const SLICES_PER_SEND: usize = 64;
-
 /// Queue in front of one connection.
 #[derive(Debug)]
 pub struct Outbox {
@@ -62,7 +59,6 @@ impl Outbox {
 
     /// Appends a head and shared slices: the log frames travel from the one buffer that also went to the disk.
     pub fn append_shared(&mut self, head: Vec<u8>, slices: Vec<SharedSlice>) {
-        assert!(slices.len() <= SLICES_PER_SEND);
         let data = Outgoing::Shared { head, slices };
         self.queued_bytes += data.len();
         self.queue.push_back(data);
@@ -102,6 +98,3 @@ impl Outbox {
         !self.sending && self.queue.is_empty()
     }
 }
-
-/// Slices that fit into one send.
-pub const SLICES_MAX: usize = SLICES_PER_SEND;
