@@ -50,4 +50,6 @@ pub use policy::{CommitRule, Generation, PendingGeneration, SyncPolicy, Voter};
 pub use state::{Repair, Role, State};
 
 #[cfg(test)]
+mod machine_tests;
+#[cfg(test)]
 mod mini;

@@ -4,6 +4,7 @@
 mod faults;
 mod net;
 mod oracle;
+mod stories;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
