@@ -132,7 +132,10 @@ impl Bench {
         for node in voters {
             let report = self.report_of(*node);
             let t = self.machine.control().promised;
-            self.from(*node, RoleMessage::PromiseReply { term: t, answer: PromiseAnswer::Promised(report) });
+            self.from(
+                *node,
+                RoleMessage::PromiseReply { term: t, answer: PromiseAnswer::Promised(Box::new(report)) },
+            );
             self.settle();
         }
         let start = self.out.clone();
@@ -171,7 +174,7 @@ impl Bench {
         let attempt = attempt.expect("a dry round was sent");
         let mut all = Vec::new();
         for node in voters {
-            let report = self.report_of(*node);
+            let report = Box::new(self.report_of(*node));
             let reply = RoleMessage::DryReply { attempt, promised: term(1), leader, lease_ms: 0, report };
             all.extend(self.from(*node, reply));
         }
@@ -429,7 +432,7 @@ fn wiped_and_building_voters_do_not_count() {
             Effect::Send { message: RoleMessage::Dry { attempt }, .. } => Some(*attempt),
             _ => None,
         });
-        let mut report = bench.report_of(2);
+        let mut report = Box::new(bench.report_of(2));
         let incarnation = if wiped { Incarnation(77) } else { life(2) };
         (report.incarnation, report.whole) = (incarnation, wiped);
         let attempt = attempt.unwrap();

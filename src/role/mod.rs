@@ -36,6 +36,7 @@ pub mod message;
 pub mod policy;
 mod promise;
 pub mod recruit;
+mod session;
 pub mod state;
 
 pub use control::{ControlCopy, ControlError, ControlState, DataStatus};
