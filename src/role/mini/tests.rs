@@ -64,7 +64,7 @@ fn finds(bug: Bug, shows: Shows) {
     let found = (0..6000).find_map(|seed| {
         let mut plan = Plan { lossy: shows == Shows::UnsafeWhenForced, ..plan(seed) };
         if shows == Shows::UnsafeInDuels {
-            (plan.duels, plan.fault_ms) = (true, 250);
+            (plan.duels, plan.nodes) = (true, 3);
         }
         let outcome = std::panic::catch_unwind(|| run(seed, plan).map(|_| ()));
         match outcome {
