@@ -238,7 +238,7 @@ pub struct View {
 }
 
 /// Merges what every node says of itself: a node's own row wins over what others think of it, a node that does not
-/// answer is Down, and term and policy come from the view with the highest term.
+/// answer is Down, the term is the highest of any view, and the policy is the primary's own word when there is one.
 ///
 /// Lag of a standby is measured against the primary's own end of log, because a standby cannot know it alone.
 pub fn merge(views: &[View]) -> ClusterStatus {
@@ -258,7 +258,7 @@ pub fn merge(views: &[View]) -> ClusterStatus {
         cluster_state: cluster_state(&nodes),
         cluster_id: newest.map_or_else(String::new, |status| status.cluster_id.clone()),
         term: newest.map_or(0, |status| status.term),
-        policy: newest.and_then(|status| status.policy.clone()),
+        policy: seen_by_primary.or(newest).and_then(|status| status.policy.clone()),
         nodes,
     }
 }

@@ -22,7 +22,10 @@ pub fn bench(common: &Common, verb: &Bench) -> Outcome {
         (_, false) => verb.addr.clone(),
         (Some(config), true) => vec![config.client_listen],
         (None, true) => {
-            return Err(Fail::usage("which server?", "name it with --addr 127.0.0.1:7379, or a node with -D"));
+            return Err(Fail::usage(
+                "which server?",
+                "name it with --addr 127.0.0.1:7379, or a node with -D",
+            ));
         }
     };
     if verb.plot.is_some() && !cfg!(feature = "svg") {

@@ -70,9 +70,14 @@ pub fn demo(common: &Common, verb: &Demo) -> Outcome {
         format!("{} nodes, every one a process of its own, cluster_state Normal", verb.nodes),
     );
     let played = play(&mut stage, &sandbox, verb);
-    let cleaned = if verb.keep { Ok(()) } else { sandbox.down().and_then(|()| sandbox::remove(&sandbox)) };
+    // A failed show leaves its logs and data for whoever wants to know why.
+    let cleaned = match (&played, verb.keep) {
+        (_, true) => Ok(()),
+        (Ok(verdict), false) if verdict.holds() => sandbox.down().and_then(|()| sandbox::remove(&sandbox)),
+        _ => sandbox.down(),
+    };
     let verdict = played.inspect_err(|_| {
-        stage.say(&format!("the logs were in {}/N/log/baton.log; --keep leaves them", sandbox.dir.display()));
+        stage.say(&format!("logs and data are in {}", sandbox.dir.display()));
     })?;
     cleaned?;
     let holds = verdict.holds();

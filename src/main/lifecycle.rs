@@ -23,6 +23,9 @@ use super::{Fail, Outcome, ask, logging, place, render};
 /// Between two looks at a condition that is waited for.
 pub const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
+/// How long a node that is changing its role is watched before it is reported as it is.
+const SETTLE: Duration = Duration::from_secs(3);
+
 // ---- init ----
 
 pub fn init(common: &Common, verb: &Init) -> Outcome {
@@ -211,22 +214,30 @@ pub fn launch(path: &Path, config: &Config, run: &Run) -> Result<Launched, Fail>
 }
 
 impl Launched {
-    /// Waits until the node answers with a state other than Starting.
+    /// Waits until the node answers with a state other than Starting; and a little longer while it is on its way to
+    /// another role, so that a node on its own is seen as what it becomes.
     pub fn wait_up(
         &mut self,
         config: &Config,
         patience: Duration,
         tell: &mut dyn FnMut(&str),
     ) -> Result<NodeStatus, Fail> {
-        let end = Instant::now() + patience;
+        let begin = Instant::now();
+        let end = begin + patience;
+        let mut settled = begin + SETTLE;
         let mut told = String::new();
         loop {
             self.still_alive(config)?;
             if let Ok(status) = ask::typed::<NodeStatus>(&config.data, Verb::Status) {
-                if status.state != NodeState::Starting {
+                let moving = matches!(status.state, NodeState::Promoting | NodeState::Demoting);
+                if status.state == NodeState::Starting {
+                    settled = Instant::now() + SETTLE;
+                } else if !moving || Instant::now() >= settled {
                     return Ok(status);
                 }
-                let now = format!("  {}: {}", status.state, status.detail);
+                let detail =
+                    if status.detail.is_empty() { String::new() } else { format!(": {}", status.detail) };
+                let now = format!("  {}, {}{detail}", status.role, status.state);
                 if now != told {
                     tell(&now);
                     told = now;

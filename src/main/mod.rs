@@ -71,7 +71,7 @@ pub fn main() -> ExitCode {
             if json {
                 let error =
                     serde_json::json!({"code": fail.code, "message": fail.message, "hint": fail.hint});
-                println!("{}", serde_json::json!({"ok": false, "error": error}));
+                render::to_stdout(&format!("{}\n", serde_json::json!({"ok": false, "error": error})));
             } else {
                 eprintln!("baton: {fail}");
             }

@@ -1,6 +1,7 @@
 //! Values for people and for programs.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -9,14 +10,18 @@ use super::args::Common;
 
 /// Prints one JSON value, or the text, on standard output.
 pub fn print(common: &Common, value: &impl Serialize, text: &str) {
-    if common.json {
-        println!("{}", serde_json::to_string(value).expect("plain data"));
-    } else {
-        print!("{text}");
-        if !text.ends_with('\n') && !text.is_empty() {
-            println!();
-        }
+    let mut line =
+        if common.json { serde_json::to_string(value).expect("plain data") } else { text.to_string() };
+    if !line.ends_with('\n') && !line.is_empty() {
+        line.push('\n');
     }
+    to_stdout(&line);
+}
+
+/// A reader that went away (`baton inspect wal | head`) is no error.
+pub fn to_stdout(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 /// Tells people how it is going; programs are not disturbed.

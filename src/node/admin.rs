@@ -91,7 +91,8 @@ impl<S: Seam> Node<S> {
             && expected != term
         {
             let text = format!("the newest term here is {term}, not {expected}: somebody was faster");
-            let response = Response::failed(&request.op, ErrorCode::Refused, text, "look at `baton query` first");
+            let response =
+                Response::failed(&request.op, ErrorCode::Refused, text, "look at `baton query` first");
             return reply(response);
         }
         let command = Command::Failover {
@@ -139,8 +140,9 @@ impl<S: Seam> Node<S> {
             return;
         }
         let complete = self.admin.peers.all_in();
-        let (ready, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.admin.questions).into_iter().partition(|(_, _, until)| complete || self.now >= *until);
+        let (ready, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.admin.questions)
+            .into_iter()
+            .partition(|(_, _, until)| complete || self.now >= *until);
         self.admin.questions = waiting;
         if ready.is_empty() {
             return;
@@ -234,7 +236,9 @@ fn done_json(done: &Done) -> serde_json::Value {
             "role": "Primary", "term": term.number, "term_id": format!("{:032x}", term.id),
             "start_lsn": start.0, "evidence": evidence_json(evidence),
         }),
-        Done::Would { evidence } => serde_json::json!({ "dry_run": true, "evidence": evidence_json(evidence) }),
+        Done::Would { evidence } => {
+            serde_json::json!({ "dry_run": true, "evidence": evidence_json(evidence) })
+        }
         Done::Following { leader, term } => {
             serde_json::json!({ "role": "Standby", "leader": leader.0, "term": term.number })
         }
@@ -251,4 +255,3 @@ fn refusal_response(request: &Request, refusal: &Refusal) -> Response {
     };
     Response::failed(&request.op, code, refusal.to_string(), hint)
 }
-

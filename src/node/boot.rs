@@ -16,8 +16,8 @@ use crate::role::machine::RoleConfig;
 use crate::role::{Command, ControlCopy, ControlError, ControlState, DataStatus, Input, RoleMachine};
 use crate::store::{SLOT_BYTES, Store, StoreConfig, StoreError, WalkStep};
 use crate::wal::{
-    FrameScan, KeeperConfig, LogFile, RecoverError, RecoverParams, Recovered, SegmentKeeper, Verdict, Wal, WalConfig,
-    recover,
+    FrameScan, KeeperConfig, LogFile, RecoverError, RecoverParams, Recovered, SegmentKeeper, Verdict, Wal,
+    WalConfig, recover,
 };
 
 use super::admin::Admin;
@@ -49,7 +49,14 @@ pub struct BootOptions {
 
 impl BootOptions {
     pub fn new(config: Config) -> BootOptions {
-        BootOptions { config, role: None, alone: false, durable_writes: true, frames_in_flight: 4, checkpoint_bytes: 0 }
+        BootOptions {
+            config,
+            role: None,
+            alone: false,
+            durable_writes: true,
+            frames_in_flight: 4,
+            checkpoint_bytes: 0,
+        }
     }
 }
 
@@ -59,23 +66,30 @@ pub enum BootError {
     /// Another process holds the folder, or its last writes have not landed yet: try again.
     Locked,
     /// The folder holds no node.
-    NotInitialised { path: String },
+    NotInitialised {
+        path: String,
+    },
     Control(ControlError),
     /// The configuration names another cluster.
-    OtherCluster { found: String, configured: String },
+    OtherCluster {
+        found: String,
+        configured: String,
+    },
     Store(StoreError),
     Log(RecoverError),
-    Io { what: &'static str, error: std::io::Error },
+    Io {
+        what: &'static str,
+        error: std::io::Error,
+    },
 }
 
 impl std::fmt::Display for BootError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             BootError::Locked => f.write_str("another process runs on this data folder (or is just ending)"),
-            BootError::NotInitialised { path } => write!(
-                f,
-                "no node in {path}: is the disk mounted? A new node is made by `baton init` only"
-            ),
+            BootError::NotInitialised { path } => {
+                write!(f, "no node in {path}: is the disk mounted? A new node is made by `baton init` only")
+            }
             BootError::Control(error) => write!(f, "{error}"),
             BootError::OtherCluster { found, configured } => write!(
                 f,
@@ -125,7 +139,17 @@ impl<S: Seam> Node<S> {
         let b = seam.open(&control_paths[1], Open::Existing).map_err(io("opening control.b"))?;
         let (store, superblock, pages) = open_store(seam, &folder, &config, &control)?;
         let (recovered, policies) = recover_log(seam, &folder, &control, &store)?;
-        Ok(Parts { options, folder, control, control_files: [a, b], store, superblock, pages, recovered, policies })
+        Ok(Parts {
+            options,
+            folder,
+            control,
+            control_files: [a, b],
+            store,
+            superblock,
+            pages,
+            recovered,
+            policies,
+        })
     }
 }
 
@@ -183,8 +207,10 @@ fn open_store<S: Seam>(
 ) -> Result<(Store, FileId, FileId), BootError> {
     let superblock = seam.open(&folder.superblock(), Open::Existing).map_err(io("opening the superblock"))?;
     let pages = seam.open(&folder.pages(), Open::Existing).map_err(io("opening the page file"))?;
-    let slots: Vec<Option<Vec<u8>>> =
-        [0, SLOT_BYTES].iter().map(|at| seam.read_now(superblock, *at, SLOT_BYTES as usize).ok().map(|b| b.to_vec())).collect();
+    let slots: Vec<Option<Vec<u8>>> = [0, SLOT_BYTES]
+        .iter()
+        .map(|at| seam.read_now(superblock, *at, SLOT_BYTES as usize).ok().map(|b| b.to_vec()))
+        .collect();
     let mut store = Store::open(store_config(config, control), slots[0].as_deref(), slots[1].as_deref())
         .map_err(BootError::Store)?;
     let page_bytes = crate::base::limits::PAGE_BYTES;
@@ -199,7 +225,8 @@ fn open_store<S: Seam>(
                         .map_err(io("reading a page"))?;
                     if let Err(damage) = store.page_read(page, &bytes) {
                         tracing::error!(page = page.0, what = damage.what, "an inner page is damaged");
-                        let error = std::io::Error::other(format!("page {} is damaged: {}", page.0, damage.what));
+                        let error =
+                            std::io::Error::other(format!("page {} is damaged: {}", page.0, damage.what));
                         return Err(BootError::Io { what: "walking the store", error });
                     }
                 }
@@ -262,7 +289,8 @@ struct Parts {
 
 impl Parts {
     fn into_node<S: Seam>(self, mut seam: S) -> Node<S> {
-        let Parts { options, folder, control, control_files, store, superblock, pages, recovered, policies } = self;
+        let Parts { options, folder, control, control_files, store, superblock, pages, recovered, policies } =
+            self;
         let config = Arc::new(options.config.clone());
         let now = seam.now();
         tell_recovery(&recovered);
@@ -280,7 +308,11 @@ impl Parts {
         let retention = config.log_retention.unwrap_or(16 << 30);
         let files = log_files(&mut seam, &folder);
         let keeper = SegmentKeeper::new(
-            KeeperConfig { segment_bytes: control.segment_bytes, spare_segments: 1, retention_bytes: retention },
+            KeeperConfig {
+                segment_bytes: control.segment_bytes,
+                spare_segments: 1,
+                retention_bytes: retention,
+            },
             &files,
         );
         let identity = Identity {
@@ -292,7 +324,8 @@ impl Parts {
         };
         let members: Vec<_> = config.members.iter().map(|m| (m.node, m.peer)).collect();
         let secret_text = config.peer_secret.as_ref().map_or("", |s| s.reveal());
-        let secret = Secret::new(secret_text.as_bytes(), true).expect("an empty secret is allowed on loopback");
+        let secret =
+            Secret::new(secret_text.as_bytes(), true).expect("an empty secret is allowed on loopback");
         let links = Links::new(identity, secret, &members, seam.random());
         let role = RoleMachine::new(
             RoleConfig {
@@ -330,7 +363,11 @@ impl Parts {
             data: Data::new(store, redo, applied, clock, pages, superblock),
             data_memory: Default::default(),
             delta_budget: (config.memory / 4) as usize,
-            checkpoint_bytes: if options.checkpoint_bytes > 0 { options.checkpoint_bytes } else { CHECKPOINT_BYTES },
+            checkpoint_bytes: if options.checkpoint_bytes > 0 {
+                options.checkpoint_bytes
+            } else {
+                CHECKPOINT_BYTES
+            },
             clock_floor: WallMs(0),
             serving: false,
             executed: false,

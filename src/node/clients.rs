@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use crate::base::limits::CLIENT_OUTPUT_BYTES_SOFT;
 use crate::base::{Mono, Stamp};
-use crate::exec::{self, CommitLevel, Engine, ExecState, Mode, Outcome, Session, WaitRequest, Writes, errors};
+use crate::exec::{
+    self, CommitLevel, Engine, ExecState, Mode, Outcome, Session, WaitRequest, Writes, errors,
+};
 use crate::io::{ConnId, ListenerId, Op, Outgoing, ReceivedBytes, Seam};
 use crate::resp::{Parse, RequestParser};
 use crate::store::PageNo;
@@ -28,7 +30,10 @@ enum Waiting {
     /// A page of the store is being read.
     Page,
     /// WAIT or WAITAOF.
-    Replicas { request: WaitRequest, until: Option<Mono> },
+    Replicas {
+        request: WaitRequest,
+        until: Option<Mono>,
+    },
     /// Writes are held, the open group is full, or a long command gave way: run again in the next turn.
     Turn,
 }
@@ -388,7 +393,8 @@ impl<S: Seam> Node<S> {
             Outcome::Miss(miss) => {
                 self.metrics.count.page_misses += 1;
                 if let Some(what) = self.data.damaged.get(&miss.page) {
-                    let text = format!("IOERR page {} of shard {} is damaged ({what})", miss.page.0, miss.shard);
+                    let text =
+                        format!("IOERR page {} of shard {} is damaged ({what})", miss.page.0, miss.shard);
                     let out = client.replies.buffer();
                     out.extend_from_slice(format!("-{text}\r\n").as_bytes());
                     client.replies.close_gate(Need::NOTHING, self.now);
@@ -416,7 +422,8 @@ impl<S: Seam> Node<S> {
                 false
             }
             Outcome::Wait(request) => {
-                let until = (request.timeout_ms > 0).then(|| self.now + Duration::from_millis(request.timeout_ms));
+                let until =
+                    (request.timeout_ms > 0).then(|| self.now + Duration::from_millis(request.timeout_ms));
                 client.waiting = Waiting::Replicas { request, until };
                 self.clients.replicas_waiting.push(client.conn);
                 // The command is over; its reply comes when the standbys have answered.

@@ -243,10 +243,13 @@ impl Host for HostView<'_> {
         visit("dir", &self.config.data.display().to_string());
         visit("commit", self.config.commit.name());
         visit("commit_timeout", &format!("{}ms", self.config.commit_timeout.as_millis()));
-        visit("reads", match self.config.reads {
-            crate::config::Reads::Linearizable => "linearizable",
-            crate::config::Reads::Local => "local",
-        });
+        visit(
+            "reads",
+            match self.config.reads {
+                crate::config::Reads::Linearizable => "linearizable",
+                crate::config::Reads::Local => "local",
+            },
+        );
     }
 
     fn config_set(&mut self, name: &str, _value: &str) -> Result<(), String> {
@@ -292,7 +295,14 @@ impl Host for HostView<'_> {
 }
 
 impl HostView<'_> {
-    fn facts_of(&self, peer: SocketAddr, opened: Mono, active: Mono, conn: ConnId, client: &Client) -> ClientFacts {
+    fn facts_of(
+        &self,
+        peer: SocketAddr,
+        opened: Mono,
+        active: Mono,
+        conn: ConnId,
+        client: &Client,
+    ) -> ClientFacts {
         ClientFacts {
             addr: peer.to_string(),
             laddr: self.config.client_listen.to_string(),

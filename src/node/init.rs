@@ -4,8 +4,8 @@ use std::path::Path;
 
 use crate::base::{ClusterId, Incarnation, Lsn, NodeId};
 use crate::config::Config;
-use crate::io::uring::{UringConfig, UringSeam};
 use crate::io::Seam;
+use crate::io::uring::{UringConfig, UringSeam};
 use crate::role::control::{CONTROL_BYTES, choose};
 use crate::role::{ControlState, DataStatus, Generation, SyncPolicy};
 use crate::store::Store;
@@ -59,7 +59,8 @@ pub fn init(options: InitOptions) -> Result<InitDone, NodeError> {
 
 fn ring() -> Result<UringSeam, NodeError> {
     let small = UringConfig { entries: 64, buffers: 16, ..UringConfig::default() };
-    UringSeam::new(small).map_err(|e| NodeError::new(e.to_string(), "see docs/config.md on what baton needs of the kernel"))
+    UringSeam::new(small)
+        .map_err(|e| NodeError::new(e.to_string(), "see docs/config.md on what baton needs of the kernel"))
 }
 
 /// Creates a data folder through any seam.
@@ -76,7 +77,10 @@ pub fn init_on<S: Seam>(seam: &mut S, options: InitOptions) -> Result<InitDone, 
     let here = seam.list(folder.root()).map_err(|e| failed("reading the data folder", &e))?;
     if here.iter().any(|n| n.starts_with("control.") || n == "superblock" || n == "pages") {
         let text = format!("{} already holds a node", folder.root().display());
-        return Err(NodeError::new(text, "choose another folder, or remove this one if its data is not needed"));
+        return Err(NodeError::new(
+            text,
+            "choose another folder, or remove this one if its data is not needed",
+        ));
     }
     let cluster_id = cluster_id.unwrap_or(ClusterId(seam.random_u128()));
     let incarnation = Incarnation(seam.random_u128());
@@ -102,10 +106,16 @@ pub(super) fn seed_policy(config: &Config) -> Result<Generation, NodeError> {
         crate::config::SyncKind::Any => SyncPolicy::Any { k, voters },
         crate::config::SyncKind::First => SyncPolicy::First { k, voters },
     };
-    Generation::seed(&members, &sync).map_err(|e| NodeError::new(e.to_string(), "change `sync` in baton.toml"))
+    Generation::seed(&members, &sync)
+        .map_err(|e| NodeError::new(e.to_string(), "change `sync` in baton.toml"))
 }
 
-fn make_files<S: Seam>(seam: &mut S, folder: &Folder, config: &Config, state: &ControlState) -> std::io::Result<()> {
+fn make_files<S: Seam>(
+    seam: &mut S,
+    folder: &Folder,
+    config: &Config,
+    state: &ControlState,
+) -> std::io::Result<()> {
     seam.create_folder(&folder.wal())?;
     create_zeroed(seam, &folder.wal_file(&LogFile::Segment(0).to_string()), state.segment_bytes)?;
     let store = Store::create(store_config(config, state));
@@ -158,9 +168,9 @@ fn control_of<S: Seam>(seam: &mut S, folder: &Folder) -> Result<ControlState, No
         let text = format!("no node in {}", folder.root().display());
         return Err(NodeError::new(text, "name a data folder with -D"));
     }
-    choose(a.as_deref(), b.as_deref(), None, None)
-        .map(|chosen| chosen.state)
-        .map_err(|e| NodeError::new(e.to_string(), "a node whose control file is lost joins again by a build"))
+    choose(a.as_deref(), b.as_deref(), None, None).map(|chosen| chosen.state).map_err(|e| {
+        NodeError::new(e.to_string(), "a node whose control file is lost joins again by a build")
+    })
 }
 
 fn describe_control(c: &ControlState) -> serde_json::Value {
@@ -195,7 +205,11 @@ fn describe_control(c: &ControlState) -> serde_json::Value {
     })
 }
 
-fn inspect_wal<S: Seam>(seam: &mut S, folder: &Folder, control: &ControlState) -> Result<serde_json::Value, NodeError> {
+fn inspect_wal<S: Seam>(
+    seam: &mut S,
+    folder: &Folder,
+    control: &ControlState,
+) -> Result<serde_json::Value, NodeError> {
     let geometry = crate::wal::Geometry::new(control.cluster, control.segment_bytes);
     let mut files = SegmentFiles { seam, folder };
     let segments = files.segments().map_err(|e| failed("listing the log", &e))?;
@@ -219,7 +233,8 @@ fn inspect_superblock<S: Seam>(
     control: &ControlState,
 ) -> Result<serde_json::Value, NodeError> {
     let len = crate::store::SLOT_BYTES as usize;
-    let bytes = read_small(seam, &folder.superblock(), 4 * len).map_err(|e| failed("reading the superblock", &e))?;
+    let bytes =
+        read_small(seam, &folder.superblock(), 4 * len).map_err(|e| failed("reading the superblock", &e))?;
     let bytes = bytes.ok_or_else(|| NodeError::new("the superblock file is missing", ""))?;
     let config = crate::store::StoreConfig {
         cluster: control.cluster,

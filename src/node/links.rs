@@ -11,7 +11,9 @@ use crate::base::{Incarnation, Mono, NodeId, Prng, SharedSlice, Term};
 use crate::io::{CloseReason, ConnId, Op, Outgoing, ReceivedBytes, Seam};
 use crate::replication::handshake::{Admission, Turn};
 use crate::replication::wire::{GoodbyeReason, encode};
-use crate::replication::{Acceptor, Decoder, Dialer, Envelope, Identity, Message, Peer, Roster, Secret, Session, Stamped};
+use crate::replication::{
+    Acceptor, Decoder, Dialer, Envelope, Identity, Message, Peer, Roster, Secret, Session, Stamped,
+};
 
 use super::outbox::Outbox;
 use super::token;
@@ -112,7 +114,9 @@ impl Links {
         for (conn, link) in &self.links {
             match &link.phase {
                 Phase::Up(_) if now.since(link.heard) > PEER_SILENCE_MAX => drop.push(*conn),
-                Phase::Up(_) if link.dialed.is_some() && now.since(link.said) >= PING_EVERY => ping.push(*conn),
+                Phase::Up(_) if link.dialed.is_some() && now.since(link.said) >= PING_EVERY => {
+                    ping.push(*conn)
+                }
                 Phase::Up(_) => {}
                 _ if now.since(link.opened) > HANDSHAKE_MAX => drop.push(*conn),
                 _ => {}
@@ -136,7 +140,8 @@ impl Links {
 
     /// When [`Links::tick`] is wanted next.
     pub fn deadline(&self, now: Mono) -> Mono {
-        let dials = self.dials.values().filter(|d| d.conn.is_none() && !d.connecting).map(|d| d.retry_at).min();
+        let dials =
+            self.dials.values().filter(|d| d.conn.is_none() && !d.connecting).map(|d| d.retry_at).min();
         dials.unwrap_or(now + PING_EVERY).min(now + PING_EVERY)
     }
 
@@ -174,7 +179,14 @@ impl Links {
         }
     }
 
-    fn adopt<S: Seam>(&mut self, seam: &mut S, conn: ConnId, phase: Phase, dialed: Option<NodeId>, now: Mono) {
+    fn adopt<S: Seam>(
+        &mut self,
+        seam: &mut S,
+        conn: ConnId,
+        phase: Phase,
+        dialed: Option<NodeId>,
+        now: Mono,
+    ) {
         let link = Link {
             outbox: Outbox::new(conn),
             decoder: Decoder::new(),
@@ -232,7 +244,9 @@ impl Links {
                     }
                     out.push(LinkEvent::Message { conn, session: *session, envelope });
                 }
-                Phase::Dialing(_) | Phase::Accepting(_) => self.shake(seam, conn, envelope, now, members, out),
+                Phase::Dialing(_) | Phase::Accepting(_) => {
+                    self.shake(seam, conn, envelope, now, members, out)
+                }
             }
         }
     }
@@ -252,7 +266,9 @@ impl Links {
         let Envelope { stamped, message } = envelope;
         let (turn, own) = match &mut link.phase {
             Phase::Dialing(dialer) => (dialer.on_message(&stamped, message, &admit), dialer.stamped()),
-            Phase::Accepting(acceptor) => (acceptor.on_message(&stamped, message, &admit), acceptor.stamped()),
+            Phase::Accepting(acceptor) => {
+                (acceptor.on_message(&stamped, message, &admit), acceptor.stamped())
+            }
             _ => return,
         };
         match turn {
@@ -293,13 +309,25 @@ impl Links {
         let up = matches!(self.links.get(&conn).map(|l| &l.phase), Some(Phase::Up(_)));
         if up {
             // At most a goodbye: what came cannot be trusted.
-            self.send(seam, conn, now, &Message::Goodbye { reason: GoodbyeReason::Protocol, text: cut(text) });
+            self.send(
+                seam,
+                conn,
+                now,
+                &Message::Goodbye { reason: GoodbyeReason::Protocol, text: cut(text) },
+            );
         }
         seam.submit(Op::Close { conn });
     }
 
     /// Ends a link after telling the peer why.
-    pub fn goodbye<S: Seam>(&mut self, seam: &mut S, conn: ConnId, now: Mono, reason: GoodbyeReason, text: &str) {
+    pub fn goodbye<S: Seam>(
+        &mut self,
+        seam: &mut S,
+        conn: ConnId,
+        now: Mono,
+        reason: GoodbyeReason,
+        text: &str,
+    ) {
         self.send(seam, conn, now, &Message::Goodbye { reason, text: cut(text.to_string()) });
         seam.submit(Op::Close { conn });
     }
@@ -364,7 +392,8 @@ impl Links {
 
     /// Any standing link to `node`, the dialled one first.
     pub fn any_to(&self, node: NodeId) -> Option<ConnId> {
-        self.dialed_to(node).or_else(|| self.sessions().find(|(_, s)| s.peer.node == node).map(|(conn, _)| conn))
+        self.dialed_to(node)
+            .or_else(|| self.sessions().find(|(_, s)| s.peer.node == node).map(|(conn, _)| conn))
     }
 
     pub fn last_error(&self, node: NodeId) -> Option<&str> {
@@ -389,13 +418,27 @@ impl Links {
     }
 
     /// Sends with a chosen session term: acks name the term of the session that they belong to.
-    pub fn send_in<S: Seam>(&mut self, seam: &mut S, conn: ConnId, now: Mono, session: Term, message: &Message) {
+    pub fn send_in<S: Seam>(
+        &mut self,
+        seam: &mut S,
+        conn: ConnId,
+        now: Mono,
+        session: Term,
+        message: &Message,
+    ) {
         if let Some(stamped) = self.stamped(conn) {
             self.send_stamped(seam, conn, now, &Stamped { session, ..stamped }, message);
         }
     }
 
-    fn send_stamped<S: Seam>(&mut self, seam: &mut S, conn: ConnId, now: Mono, stamped: &Stamped, message: &Message) {
+    fn send_stamped<S: Seam>(
+        &mut self,
+        seam: &mut S,
+        conn: ConnId,
+        now: Mono,
+        stamped: &Stamped,
+        message: &Message,
+    ) {
         let Some(link) = self.links.get_mut(&conn) else { return };
         let mut bytes = Vec::with_capacity(256);
         encode(stamped, message, &mut bytes);
@@ -405,7 +448,14 @@ impl Links {
     }
 
     /// Sends a prepared head with log slices behind it.
-    pub fn send_frames<S: Seam>(&mut self, seam: &mut S, conn: ConnId, now: Mono, head: Vec<u8>, slices: Vec<SharedSlice>) {
+    pub fn send_frames<S: Seam>(
+        &mut self,
+        seam: &mut S,
+        conn: ConnId,
+        now: Mono,
+        head: Vec<u8>,
+        slices: Vec<SharedSlice>,
+    ) {
         let Some(link) = self.links.get_mut(&conn) else { return };
         link.said = now;
         link.outbox.append_shared(head, slices);

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use crate::base::limits::RECENT_LOG_BYTES;
 use crate::base::{AlignedBuf, Lsn, Term};
 use crate::io::{FileId, Op, Open, Seam};
-use crate::replication::wire::{RefuseReason, Refusal};
+use crate::replication::wire::{Refusal, RefuseReason};
 use crate::role::Input;
 use crate::wal::{
-    FrameScan, KeeperEffect, LogEnd, LogFile, LogReader, ReadLog, ScanError, SealMarks, SegmentKeeper, Wal, WalEffect,
-    WalIoError, append_tail, tail_file_name,
+    FrameScan, KeeperEffect, LogEnd, LogFile, LogReader, ReadLog, ScanError, SealMarks, SegmentKeeper, Wal,
+    WalEffect, WalIoError, append_tail, tail_file_name,
 };
 
 use super::files::{Folder, create_durable};
@@ -120,7 +120,9 @@ impl<S: Seam> Node<S> {
         while let Some(effect) = self.log.wal.next_effect() {
             match effect {
                 WalEffect::Write { id, segment, offset, data, durable } => match self.segment_file(segment) {
-                    Ok(file) => self.seam.submit(Op::Write { token: token::wal(id), file, offset, data, durable }),
+                    Ok(file) => {
+                        self.seam.submit(Op::Write { token: token::wal(id), file, offset, data, durable })
+                    }
                     Err(error) => self.wal_completed(id, Err(error)),
                 },
                 WalEffect::Flush { id, segment } => match self.segment_file(segment) {
@@ -179,7 +181,10 @@ impl<S: Seam> Node<S> {
                 let free = self.seam.free_bytes(&wal).unwrap_or(u64::MAX);
                 if free < self.log.segment_bytes + DISK_RESERVE.min(self.log.segment_bytes) {
                     if !self.disk_full {
-                        tracing::error!(free, "disk full: no room for the next log segment, writes are refused");
+                        tracing::error!(
+                            free,
+                            "disk full: no room for the next log segment, writes are refused"
+                        );
                     }
                     self.disk_full = true;
                     self.log.starved = Some(KeeperEffect::Create { id, file });
@@ -300,7 +305,9 @@ impl<S: Seam> Node<S> {
         let (segment, offset, len) = match plan {
             ReadLog::OnDisk { segment, offset, len } => (segment, offset, len),
             ReadLog::Frames(frames) => return self.log_read_done(reader, Ok(frames)),
-            ReadLog::End | ReadLog::Gone { .. } | ReadLog::NoBorder => return self.log_read_done(reader, Ok(Vec::new())),
+            ReadLog::End | ReadLog::Gone { .. } | ReadLog::NoBorder => {
+                return self.log_read_done(reader, Ok(Vec::new()));
+            }
         };
         self.submit_log_read(reader, from, segment, offset, len);
     }
@@ -326,7 +333,8 @@ impl<S: Seam> Node<S> {
         match self.log.wal.parse_disk(at, &bytes) {
             Ok(parsed) if parsed.frames.is_empty() && parsed.need.is_some() => {
                 let len = parsed.need.expect("checked");
-                let (segment, offset) = (at.segment(self.log.segment_bytes), at.offset(self.log.segment_bytes));
+                let (segment, offset) =
+                    (at.segment(self.log.segment_bytes), at.offset(self.log.segment_bytes));
                 self.submit_log_read(reader, at, segment, offset, len);
             }
             Ok(parsed) => self.log_read_done(reader, Ok(parsed.frames)),
@@ -375,7 +383,8 @@ impl<S: Seam> Node<S> {
 
     /// The log's end if it were cut at `to`.
     fn end_at(&mut self, to: Lsn) -> Result<LogEnd, ScanError> {
-        let start = Lsn(to.0.saturating_sub(1) / self.log.segment_bytes * self.log.segment_bytes).max(self.log.oldest());
+        let start = Lsn(to.0.saturating_sub(1) / self.log.segment_bytes * self.log.segment_bytes)
+            .max(self.log.oldest());
         let geometry = self.log.wal.geometry();
         let mut files = SegmentFiles { seam: &mut self.seam, folder: &self.folder };
         let mut scan = FrameScan::new(&mut files, geometry, start, to, None);

@@ -64,7 +64,7 @@ use streams::Streams;
 use token::Purpose;
 
 pub use boot::{BootError, BootOptions};
-pub use init::{Inspect, InitDone, InitOptions, NodeError, init, init_on, inspect};
+pub use init::{InitDone, InitOptions, Inspect, NodeError, init, init_on, inspect};
 pub use run::{RunOptions, StartRole, run};
 
 /// Frames with more records than this carry no policy record: those travel nearly alone.
@@ -166,7 +166,11 @@ impl<S: Seam> Node<S> {
 
     /// The clock that frames carry and keys expire by: never behind what was carried before (protocol 2.7).
     fn clock(&self) -> WallMs {
-        if self.executed { self.seam.wall().max(self.clock_floor).max(self.data.clock) } else { self.data.clock }
+        if self.executed {
+            self.seam.wall().max(self.clock_floor).max(self.data.clock)
+        } else {
+            self.data.clock
+        }
     }
 
     /// Ends the node because its disk or its data cannot be trusted any more.
@@ -258,7 +262,9 @@ impl<S: Seam> Node<S> {
                 Purpose::LogRead(id) => self.log_read_arrived(id, result),
                 other => unreachable!("no reads for {other:?}"),
             },
-            Event::Written { token, result } | Event::Flushed { token, result } => self.written(token, result),
+            Event::Written { token, result } | Event::Flushed { token, result } => {
+                self.written(token, result)
+            }
             Event::Woken => self.take_mail(),
         }
         self.pump_role();

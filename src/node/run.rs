@@ -132,7 +132,9 @@ fn boot_patiently(mut seam: UringSeam, options: BootOptions) -> Result<Node<Urin
             Ok(node) => return Ok(node),
             Err((BootError::Locked, back)) if begun.elapsed() < LOCK_PATIENCE => {
                 if !std::mem::replace(&mut told, true) {
-                    tracing::info!("the data folder is locked: waiting for the process before this one to let go");
+                    tracing::info!(
+                        "the data folder is locked: waiting for the process before this one to let go"
+                    );
                 }
                 seam = back;
                 std::thread::sleep(Duration::from_millis(10));

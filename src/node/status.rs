@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use crate::base::{Mono, NodeId};
 use crate::cluster::query::{Channel, HaState, QueryStatus, ReceiverInfo, SenderInfo};
-use crate::cluster::{ClusterStatus, NodeState, NodeStatus, PolicyStatus, Role as ShownRole, StaticRole, SyncState};
+use crate::cluster::{
+    ClusterStatus, NodeState, NodeStatus, PolicyStatus, Role as ShownRole, StaticRole, SyncState,
+};
 use crate::io::{ConnId, Seam};
 use crate::replication::{Message, SenderState};
 use crate::role::state::Repair;
@@ -160,8 +162,13 @@ impl<S: Seam> Node<S> {
                             None => ShownRole::Down,
                         };
                         let peer = member.peer.to_string();
-                        let mut row =
-                            NodeStatus::silent(member.node, &member.host, &peer, self.static_role(member.node), role);
+                        let mut row = NodeStatus::silent(
+                            member.node,
+                            &member.host,
+                            &peer,
+                            self.static_role(member.node),
+                            role,
+                        );
                         row.client = member.client.map(|c| c.to_string());
                         row.detail = self.links.last_error(member.node).unwrap_or_default().to_string();
                         row
@@ -217,9 +224,13 @@ impl<S: Seam> Node<S> {
                     flushed_lsn: acked.flushed.lsn().0,
                     applied_lsn: acked.applied.lsn().0,
                     lag_bytes: self.log.wal.end().end.since(acked.flushed.lsn()),
-                    lag_ms: Some(self.streams.commit_lag.age(acked.applied.lsn(), self.now).as_millis() as u64),
+                    lag_ms: Some(
+                        self.streams.commit_lag.age(acked.applied.lsn(), self.now).as_millis() as u64
+                    ),
                     sync_state: self.sync_state(peer).unwrap_or(SyncState::Async),
-                    sync_priority: u32::from(self.role.control().policy.voters.iter().any(|v| v.node == peer)),
+                    sync_priority: u32::from(
+                        self.role.control().policy.voters.iter().any(|v| v.node == peer),
+                    ),
                     channel: Channel { local: self.config.peer_listen.to_string(), remote },
                 }
             })
@@ -277,7 +288,9 @@ impl<S: Seam> Node<S> {
 
     /// Asks every linked peer for its row.
     pub(super) fn ask_peers(&mut self) {
-        if self.admin.peers.asked_at.is_some_and(|at| self.now.since(at) < ASK_EVERY) && self.admin.peers.waiting == 0 {
+        if self.admin.peers.asked_at.is_some_and(|at| self.now.since(at) < ASK_EVERY)
+            && self.admin.peers.waiting == 0
+        {
             return;
         }
         self.admin.peers.asked_at = Some(self.now);

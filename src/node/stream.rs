@@ -7,13 +7,14 @@ use crate::base::{CommittedLsn, Lsn, Mono, NodeId, Term};
 use crate::io::{ConnId, Seam};
 use crate::record::{FrameHeader, HEADER_BYTES};
 use crate::replication::chain::{Chain, ReceivedFrame};
+use crate::replication::receiver::Position;
 use crate::replication::wire::{
-    Ack, Envelope, FramesHead, Heartbeat, HeartbeatAck, RefuseReason, Refusal, StreamRequest, StreamStart,
+    Ack, Envelope, FramesHead, Heartbeat, HeartbeatAck, Refusal, RefuseReason, StreamRequest, StreamStart,
 };
 use crate::replication::{
-    FetchServer, Fetched, Fetcher, LogSource, LogView, Message, Outbound, Pulled, Receiver, Sender, Session, Step, StreamKind,
+    FetchServer, Fetched, Fetcher, LogSource, LogView, Message, Outbound, Pulled, Receiver, Sender, Session,
+    Step, StreamKind,
 };
-use crate::replication::receiver::Position;
 use crate::role::{FastForwardFailure, Input, RoleMessage, Verdict};
 use crate::wal::{ReadLog, Wal};
 
@@ -55,7 +56,10 @@ impl<S: Seam> Node<S> {
         match event {
             LinkEvent::Up { session, .. } => {
                 tracing::info!(peer = %session.peer.node, dialed = session.dialed, "peer link stands");
-                self.tell_role(Input::PeerUp { node: session.peer.node, incarnation: session.peer.incarnation });
+                self.tell_role(Input::PeerUp {
+                    node: session.peer.node,
+                    incarnation: session.peer.incarnation,
+                });
                 self.request_stream();
             }
             LinkEvent::Down { conn, session, process_gone } => self.link_down(conn, &session, process_gone),
@@ -116,7 +120,13 @@ impl<S: Seam> Node<S> {
 
     fn break_link(&mut self, conn: ConnId, text: &str) {
         tracing::warn!(text, "closing a peer link");
-        self.links.goodbye(&mut self.seam, conn, self.now, crate::replication::wire::GoodbyeReason::Protocol, text);
+        self.links.goodbye(
+            &mut self.seam,
+            conn,
+            self.now,
+            crate::replication::wire::GoodbyeReason::Protocol,
+            text,
+        );
     }
 
     /// The term in which this node sends its log, if it may.
@@ -131,7 +141,9 @@ impl<S: Seam> Node<S> {
         let leader = self.role.leading().map(|_| self.me()).or_else(|| self.role.following().map(|(n, _)| n));
         let refusal = match self.role.leading() {
             None => Some(refuse(RefuseReason::NotUpstream { leader }, "this node does not lead")),
-            Some(own) if own != term => Some(refuse(RefuseReason::OtherTerm { term: own }, "another term leads here")),
+            Some(own) if own != term => {
+                Some(refuse(RefuseReason::OtherTerm { term: own }, "another term leads here"))
+            }
             Some(_) if self.streams.full() => {
                 Some(refuse(RefuseReason::TooMany, "as many standbys as are served are connected"))
             }
@@ -145,14 +157,23 @@ impl<S: Seam> Node<S> {
             Ok(sender) => {
                 let peer = sender.peer();
                 // A newer link of the same standby replaces an older one.
-                let old: Vec<ConnId> =
-                    self.streams.senders.iter().filter(|(_, s)| s.sender.peer().node == peer.node).map(|(c, _)| *c).collect();
+                let old: Vec<ConnId> = self
+                    .streams
+                    .senders
+                    .iter()
+                    .filter(|(_, s)| s.sender.peer().node == peer.node)
+                    .map(|(c, _)| *c)
+                    .collect();
                 for conn in old {
                     self.streams.senders.remove(&conn);
                 }
                 tracing::info!(standby = %peer.node, from = %request.tip.end, "standby asks for the stream");
                 if let Some(progress) = &mut self.streams.progress {
-                    progress.stream_started(&peer, StreamKind { delayed: false, cascade: request.cascade }, self.now);
+                    progress.stream_started(
+                        &peer,
+                        StreamKind { delayed: false, cascade: request.cascade },
+                        self.now,
+                    );
                 }
                 self.streams.senders.insert(conn, SenderSlot { sender, loading: false, heard: self.now });
                 self.feed(conn);
@@ -175,14 +196,16 @@ impl<S: Seam> Node<S> {
             tip: self.log_tip(),
             oldest: self.log.oldest(),
             commit: self.committed,
-            eager_acks: self.config.commit == crate::config::CommitLevel::RemoteApply || self.clients.waits_for_more(),
+            eager_acks: self.config.commit == crate::config::CommitLevel::RemoteApply
+                || self.clients.waits_for_more(),
         };
         f(&view, &Source(&self.log.wal))
     }
 
     /// Lets every sender and server send what there is.
     pub(super) fn feed_all(&mut self) {
-        let conns: Vec<ConnId> = self.streams.senders.keys().chain(self.streams.servers.keys()).copied().collect();
+        let conns: Vec<ConnId> =
+            self.streams.senders.keys().chain(self.streams.servers.keys()).copied().collect();
         for conn in conns {
             self.feed(conn);
         }
@@ -421,7 +444,8 @@ impl<S: Seam> Node<S> {
     }
 
     fn on_stream_start(&mut self, conn: ConnId, from: NodeId, term: Term, start: &StreamStart) {
-        if self.streams.requested.map(|(c, _)| c) != Some(conn) || self.streams.upstream != Some((from, term)) {
+        if self.streams.requested.map(|(c, _)| c) != Some(conn) || self.streams.upstream != Some((from, term))
+        {
             return;
         }
         self.streams.requested = None;
@@ -510,7 +534,8 @@ impl<S: Seam> Node<S> {
     }
 
     fn on_heartbeat(&mut self, conn: ConnId, from: NodeId, term: Term, beat: &Heartbeat) {
-        let streaming = self.streams.receiver.as_ref().is_some_and(|r| r.conn == conn && r.receiver.session() == term);
+        let streaming =
+            self.streams.receiver.as_ref().is_some_and(|r| r.conn == conn && r.receiver.session() == term);
         let mut granted = false;
         if streaming {
             if let Some(slot) = &mut self.streams.receiver
@@ -522,11 +547,7 @@ impl<S: Seam> Node<S> {
             self.leader_heard(from, term, beat.end);
             granted = beat.wants_grant && !self.acks_stopped && self.role.grant(self.now, from, term);
         }
-        let answer = HeartbeatAck {
-            seq: beat.seq,
-            sent: beat.sent,
-            granted,
-        };
+        let answer = HeartbeatAck { seq: beat.seq, sent: beat.sent, granted };
         let session = if streaming { term } else { self.sending_term().unwrap_or(Term::NONE) };
         self.links.send_in(&mut self.seam, conn, self.now, session, &Message::HeartbeatAck(answer));
     }
