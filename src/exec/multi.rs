@@ -4,8 +4,8 @@ use super::call::{Call, Step};
 use super::errors;
 use super::session::Queue;
 use super::watch::Watched;
-use crate::base::limits::WATCHED_KEYS_MAX;
 use crate::base::Stamp;
+use crate::base::limits::WATCHED_KEYS_MAX;
 
 pub(super) fn multi(call: &mut Call<'_, '_>) -> Step {
     if call.session.multi.is_some() {

@@ -205,7 +205,7 @@ fn config_set(call: &mut Call<'_, '_>) -> Step {
     if call.in_exec {
         return call.error(errors::NOT_IN_MULTI);
     }
-    if call.args.len() % 2 != 0 {
+    if !call.args.len().is_multiple_of(2) {
         return call.error("ERR wrong number of arguments for 'config|set' command");
     }
     for at in (2..call.args.len()).step_by(2) {
