@@ -118,10 +118,10 @@ fn section(call: &mut Call<'_, '_>, name: &str, text: &mut Vec<u8>) {
         }
         "keyspace" => {
             let keys = keys::count_all(call);
-            let due = call.engine.state.due.len();
+            let due = call.engine.state.due.len() as u64;
             match keys {
                 0 => Ok(()),
-                keys => write!(text, "db0:keys={keys},expires={due},avg_ttl=0\r\n"),
+                keys => write!(text, "db0:keys={keys},expires={},avg_ttl=0\r\n", due.min(keys)),
             }
         }
         _ => {
