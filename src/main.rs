@@ -1,1 +1,8 @@
-fn main() {}
+//! `baton`: one binary, one verb at a time.
+
+#[path = "main/mod.rs"]
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

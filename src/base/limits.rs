@@ -73,6 +73,27 @@ pub const PEER_MESSAGE_BYTES_MAX: usize = FRAME_BYTES_MAX + (64 << 10);
 pub const SEND_WINDOW_BYTES: u64 = 32 << 20;
 /// An admin request or reply line.
 pub const ADMIN_LINE_BYTES_MAX: usize = 1 << 20;
+/// The id that makes an admin request idempotent.
+pub const OP_ID_BYTES_MAX: usize = 64;
+/// Changes whose answers are remembered, so that asking again does nothing twice.
+pub const OPS_REMEMBERED_MAX: usize = 256;
+/// Callers that may wait for the answer of one and the same change.
+pub const OP_WAITERS_MAX: usize = 16;
+/// Connections to the admin socket, and to the HTTP port, at once.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// Requests on their way from the control thread to the node's loop.
+pub const ADMIN_MAILBOX_MAX: usize = 64;
+/// The head of an HTTP request.
+pub const HTTP_HEAD_BYTES_MAX: usize = 8 << 10;
+/// The node's own log file: its size before it moves aside, the older ones kept, the lines waiting to be written.
+pub const LOG_FILE_BYTES_MAX: u64 = 16 << 20;
+pub const LOG_FILES_KEPT: usize = 5;
+pub const LOG_QUEUE_MAX: usize = 4096;
+/// Connections of one load run, and the error words it tells apart.
+pub const LOAD_CLIENTS_MAX: usize = 20_000;
+pub const LOAD_ERROR_WORDS_MAX: usize = 32;
+/// A silent admin or HTTP connection is closed after this time.
+pub const ADMIN_SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// How often a leader proves that it is alive.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(200);

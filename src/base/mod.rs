@@ -13,6 +13,7 @@ pub mod digest;
 pub mod identity;
 pub mod limits;
 pub mod lsn;
+pub mod planted;
 pub mod prng;
 pub mod queue;
 pub mod time;

@@ -56,6 +56,8 @@ pub const NOT_SERVING: &str =
 pub const NO_LEASE: &str = "CLUSTERDOWN the primary has no read lease, nothing was read";
 /// Refused before anything was appended: definitely not done (`protocol` 2.9).
 pub const NO_REPLICAS: &str = "NOREPLICAS Not enough good replicas to write.";
+/// The disk has no room for more log. Refused before anything was appended; reads go on.
+pub const DISK_FULL: &str = "MISCONF disk full: no room for more log, writes are refused until space is freed";
 /// Delta memory is used up until a checkpoint completes.
 pub const OUT_OF_MEMORY: &str = "OOM command not allowed until a checkpoint has freed memory.";
 /// A stored entry does not decode. The scrubber finds and repairs its page.

@@ -248,6 +248,7 @@ fn dispatch(
         }
         _ => spec.flags,
     };
+    session.touched_data = effective & flags::STALE == 0;
     match permitted(effective, engine.mode) {
         Permission::Granted => {}
         Permission::Held if queued => {}

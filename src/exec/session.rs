@@ -87,6 +87,8 @@ pub struct Session {
     /// The stamp of this connection's last write, for WAIT.
     pub last_write: Stamp,
     pub(super) last_command: &'static str,
+    /// The last command depended on data, so that its reply speaks for the primary.
+    pub(super) touched_data: bool,
     pub(super) reply_mode: ReplyMode,
     pub(super) multi: Option<Queue>,
     /// A KEYS that gave way to others half way through.
@@ -112,6 +114,7 @@ impl Session {
             no_touch: false,
             last_write: Stamp::COMMITTED,
             last_command: "NULL",
+            touched_data: false,
             reply_mode: ReplyMode::On,
             multi: None,
             walk: None,
@@ -125,6 +128,11 @@ impl Session {
             true => &RequestLimits::AUTHENTICATED,
             false => &RequestLimits::UNAUTHENTICATED,
         }
+    }
+
+    /// Whether the last command depended on data.
+    pub fn touched_data(&self) -> bool {
+        self.touched_data
     }
 
     /// Between MULTI and EXEC.

@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::uring::LentBuffer;
 use crate::base::{AlignedBuf, Mono, SharedSlice, WallMs};
 
 /// Chosen by the submitter, handed back in the event.
@@ -94,7 +95,8 @@ pub enum Op {
     PauseReceive {
         conn: ConnId,
     },
-    /// Sends all bytes. At most one send may be under way on a connection.
+    /// Sends all bytes. At most one send may be under way on a connection. On a connection that has already ended
+    /// it fails, with [`Event::Sent`] and nothing else, if need be after [`Event::Closed`] was reaped.
     Send {
         token: Token,
         conn: ConnId,
@@ -124,8 +126,8 @@ pub enum CloseReason {
 /// Received bytes; goes back to its pool when dropped.
 pub enum ReceivedBytes {
     Owned(Vec<u8>),
-    /// A ring buffer lent by the backend.
-    Lent(Box<dyn Deref<Target = [u8]>>),
+    /// A buffer lent by the backend, which has few of them: parse or copy it in this turn.
+    Lent(LentBuffer),
 }
 
 impl Deref for ReceivedBytes {
@@ -218,6 +220,7 @@ pub trait Seam {
     /// Renames within one folder. Durable only after [`Seam::sync_folder`].
     fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&mut self, path: &Path) -> io::Result<()>;
+    /// Its parent must exist; it must not.
     fn create_folder(&mut self, path: &Path) -> io::Result<()>;
     /// File names (not folders) in `path`, sorted.
     fn list(&mut self, path: &Path) -> io::Result<Vec<String>>;

@@ -114,7 +114,7 @@ impl FrameHeader {
     /// Writes the header into the first bytes of `frame`, whose payload already stands behind it, and computes the digest.
     pub fn seal(&mut self, frame: &mut [u8]) {
         let used = HEADER_BYTES + self.payload_len as usize;
-        assert!(self.length as usize % BLOCK_BYTES == 0 && used <= self.length as usize);
+        assert!((self.length as usize).is_multiple_of(BLOCK_BYTES) && used <= self.length as usize);
         self.digest = Digest::ZERO;
         frame[..HEADER_BYTES].copy_from_slice(self.raw().as_bytes());
         self.digest = digest_of(&frame[..used]);

@@ -43,9 +43,12 @@ pub enum Record<'a> {
         shard: ShardId,
     },
     /// The shard freezes here: everything before this record in the log, nothing after it, goes into the checkpoint.
+    /// It always stands in front of every other record of its frame, so that redo from `at` starts at a frame border.
+    /// `at` is the end of the data before that frame, as the primary saw it: the birth LSN of the new pages.
     Checkpoint {
         shard: ShardId,
         merge_version: u16,
+        at: Lsn,
     },
     /// First record of a term. `previous_*` is what the winner had recruited on.
     TermStart {
@@ -108,8 +111,11 @@ impl RecordWriter {
             Record::Delete { shard, key } => self.raw(DELETE, shard.0, key, &[]),
             Record::DeleteRange { shard, start, end } => self.raw(DELETE_RANGE, shard.0, start, end),
             Record::ClearShard { shard } => self.raw(CLEAR_SHARD, shard.0, &[], &[]),
-            Record::Checkpoint { shard, merge_version } => {
-                self.raw(CHECKPOINT, shard.0, &[], &merge_version.to_le_bytes());
+            Record::Checkpoint { shard, merge_version, at } => {
+                let mut value = [0u8; 10];
+                value[..2].copy_from_slice(&merge_version.to_le_bytes());
+                value[2..].copy_from_slice(&at.0.to_le_bytes());
+                self.raw(CHECKPOINT, shard.0, &[], &value);
             }
             Record::TermStart { term, leader, incarnation, previous_term, previous_end } => {
                 let mut value = Vec::with_capacity(74);
@@ -199,7 +205,7 @@ impl<'a> RecordReader<'a> {
         RecordReader { rest: payload }
     }
 
-    /// Payload bytes not read yet: with the payload's length it gives the place of the next record.
+    /// Bytes not walked yet: the place of the next record, counted from the end of the payload.
     pub fn remaining(&self) -> usize {
         self.rest.len()
     }
@@ -218,8 +224,11 @@ impl<'a> RecordReader<'a> {
             DELETE_RANGE => Record::DeleteRange { shard, start: key, end: value },
             CLEAR_SHARD if key.is_empty() && value.is_empty() => Record::ClearShard { shard },
             CHECKPOINT => {
-                let version = value.try_into().map_err(|_| Corrupt("checkpoint record of a wrong size"))?;
-                Record::Checkpoint { shard, merge_version: u16::from_le_bytes(version) }
+                let value: [u8; 10] =
+                    value.try_into().map_err(|_| Corrupt("checkpoint record of a wrong size"))?;
+                let (version, at) = (u16::from_le_bytes([value[0], value[1]]), &value[2..]);
+                let at = Lsn(u64::from_le_bytes(at.try_into().expect("eight bytes")));
+                Record::Checkpoint { shard, merge_version: version, at }
             }
             TERM_START => term_start(value)?,
             POLICY => Record::Policy { generation: value },
@@ -271,7 +280,7 @@ mod tests {
             Record::Delete { shard: ShardId(3), key: b"k" },
             Record::DeleteRange { shard: ShardId(1), start: b"a", end: b"z" },
             Record::ClearShard { shard: ShardId(63) },
-            Record::Checkpoint { shard: ShardId(9), merge_version: 1 },
+            Record::Checkpoint { shard: ShardId(9), merge_version: 1, at: Lsn(8192) },
             Record::TermStart {
                 term: Term { number: 8, id: 1 << 100 },
                 leader: NodeId(2),

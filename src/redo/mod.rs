@@ -26,7 +26,7 @@ pub enum Applied<'a> {
     /// The shard's checkpoint already holds it.
     Skipped,
     /// The caller freezes the shard here, before the next record of that shard.
-    Checkpoint { shard: ShardId, merge_version: u16 },
+    Checkpoint { shard: ShardId, merge_version: u16, at: Lsn },
     /// A record of the whole node (term start, policy): the caller's business.
     Control(Record<'a>),
 }
@@ -127,11 +127,16 @@ impl Redo {
                 store.delete_range(shard, start, end, stamp);
             }
             Record::ClearShard { .. } => store.clear_shard(shard, stamp),
-            Record::Checkpoint { merge_version, .. } => {
+            // The record lies behind the position that it names: a shard that has this checkpoint skips it by that.
+            Record::Checkpoint { at, .. } if at <= held => return Ok(Applied::Skipped),
+            Record::Checkpoint { merge_version, at: place, .. } => {
+                if place > at {
+                    return Err(RedoError::Corrupt("a checkpoint record names a later position"));
+                }
                 if merge_version != MERGE_VERSION {
                     return Err(RedoError::UnknownMergeVersion { shard, version: merge_version });
                 }
-                return Ok(Applied::Checkpoint { shard, merge_version });
+                return Ok(Applied::Checkpoint { shard, merge_version, at: place });
             }
             Record::TermStart { .. } | Record::Policy { .. } => {
                 unreachable!("records without a shard left above")
@@ -164,7 +169,7 @@ impl Redo {
                 Applied::Checkpoint { shard, .. } if store.merging(shard) => {
                     return Ok(Progress::Stalled(shard));
                 }
-                Applied::Checkpoint { shard, .. } => store.freeze(shard, at, stamp),
+                Applied::Checkpoint { shard, at, .. } => store.freeze(shard, at, stamp),
             }
         }
     }
@@ -192,3 +197,6 @@ fn check_range(start: &[u8], end: &[u8]) -> Result<(), RedoError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -154,6 +154,20 @@ pub enum StoreError {
     UnknownVersion(u16),
 }
 
+impl std::fmt::Display for StoreError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StoreError::BothSlotsBad => f.write_str("both superblock slots are damaged: rebuild this node from a peer"),
+            StoreError::OtherCluster(found) => write!(f, "the superblock belongs to cluster {found}: wrong data folder"),
+            StoreError::OtherShardCount(found) => write!(f, "the store has {found} shards: the number is fixed at init"),
+            StoreError::UnknownVersion(version) => {
+                write!(f, "superblock of format version {version}: start a newer build of baton")
+            }
+        }
+    }
+}
+impl std::error::Error for StoreError {}
+
 /// Where the memory is.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct StoreMemory {

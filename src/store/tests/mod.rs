@@ -1,5 +1,7 @@
 //! The store against a model, under misses everywhere, rollbacks, crashes, decay and damage.
 
+mod damage;
+mod shape;
 mod world;
 
 use proptest::prelude::*;
@@ -18,7 +20,7 @@ proptest! {
         rollbacks: bool,
     ) {
         let mut world = World::new(seed, Shape { cache_pages, keys, crashes, rollbacks });
-        for _ in 0..1500 {
+        for _ in 0..3000 {
             world.step();
         }
         world.settle();

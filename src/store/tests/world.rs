@@ -10,7 +10,7 @@ use crate::record::{MERGE_VERSION, Record};
 use crate::redo::{Applied, Redo};
 use crate::store::merge::bigs_of;
 use crate::store::page::{self, Big};
-use crate::store::superblock::Slot;
+use crate::store::superblock::{Root, Slot};
 use crate::store::*;
 
 pub const SHARDS: u16 = 2;
@@ -44,7 +44,7 @@ impl Logged {
             Rec::Delete { key } => Record::Delete { shard, key },
             Rec::Range { start, end } => Record::DeleteRange { shard, start, end },
             Rec::Clear => Record::ClearShard { shard },
-            Rec::Checkpoint => Record::Checkpoint { shard, merge_version: MERGE_VERSION },
+            Rec::Checkpoint => Record::Checkpoint { shard, merge_version: MERGE_VERSION, at: self.at },
         }
     }
 
@@ -108,7 +108,7 @@ impl Disk {
     }
 }
 
-fn page_of(file: &[u8], page: PageNo) -> &[u8] {
+pub fn page_of(file: &[u8], page: PageNo) -> &[u8] {
     &file[page.0 as usize * PAGE_BYTES..(page.0 as usize + 1) * PAGE_BYTES]
 }
 
@@ -139,10 +139,13 @@ pub struct World {
     /// Root digest of every checkpoint that was ever merged and not rolled back.
     pub digests: BTreeMap<(ShardId, Lsn), Digest>,
     /// Pages that a retained root names.
-    protected: BTreeSet<PageNo>,
+    pub protected: BTreeSet<PageNo>,
+    /// Whether most commands delete, so that trees shrink.
+    shrinking: bool,
     pub misses: u64,
     pub crashes: u64,
     pub rollbacks: u64,
+    pub peak_level: u8,
 }
 
 pub fn config(cache_pages: usize) -> StoreConfig {
@@ -178,9 +181,11 @@ impl World {
             superblock: None,
             digests: BTreeMap::new(),
             protected: BTreeSet::new(),
+            shrinking: false,
             misses: 0,
             crashes: 0,
             rollbacks: 0,
+            peak_level: 0,
         }
     }
 
@@ -287,6 +292,34 @@ impl World {
             self.log_one(shard, Rec::Put { key: second, value: later, created });
         }
         self.check_count(shard);
+    }
+
+    /// Deletes some key that exists.
+    fn delete_command(&mut self) {
+        let shard = ShardId(self.rng.below(u64::from(SHARDS)) as u16);
+        let from = self.key();
+        let Some(key) = self.models[shard.index()].range(from..).next().map(|(k, _)| k.clone()) else {
+            return;
+        };
+        self.delete(shard, key);
+        self.check_count(shard);
+    }
+
+    pub fn put(&mut self, shard: ShardId, key: Vec<u8>, value: Vec<u8>) {
+        let created = !self.models[shard.index()].contains_key(&key) && World::counted(&key);
+        self.store.put(shard, &key, &value, created, self.stamp);
+        self.log_one(shard, Rec::Put { key, value, created });
+    }
+
+    pub fn delete(&mut self, shard: ShardId, key: Vec<u8>) {
+        self.store.delete(shard, &key, World::counted(&key), self.stamp);
+        self.log_one(shard, Rec::Delete { key });
+    }
+
+    /// A checkpoint of one shard, with everything that follows from it.
+    pub fn checkpoint_now(&mut self, shard: ShardId) {
+        self.checkpoint(shard);
+        self.settle();
     }
 
     fn wide_command(&mut self) {
@@ -448,6 +481,8 @@ impl World {
                 let slot = &mut self.disk.slots[(image.slot_offset / SLOT_BYTES) as usize];
                 *slot = image.data.to_vec();
                 self.store.superblock_durable();
+                let level = self.store.shards.iter().map(|s| s.roots[0].level).max();
+                self.peak_level = self.peak_level.max(level.unwrap_or(0));
                 self.protect();
             }
             None => {
@@ -474,6 +509,11 @@ impl World {
         for page in &self.protected {
             assert!(!self.store.pages.space.is_free(*page), "a retained page is free");
         }
+    }
+
+    /// Collects the pages of one tree from the durable image, judging each by its parent.
+    pub fn reach_one(&self, root: &Root, pages: &mut BTreeSet<PageNo>) {
+        reach(&self.disk.durable, root.page, root.level, root.digest, pages);
     }
 
     /// All disk work until nothing is left to do.
@@ -547,7 +587,7 @@ impl World {
         self.check_all();
     }
 
-    fn open(&mut self) {
+    pub fn open(&mut self) {
         let [a, b] = &self.disk.slots;
         self.store = Store::open(config(self.shape.cache_pages), Some(a), Some(b)).unwrap();
         self.store.pages_grown((self.disk.now.len() / PAGE_BYTES) as u64);
@@ -593,7 +633,11 @@ impl World {
         if self.rng.chance(0.3) {
             self.stamp = Stamp(self.stamp.0 + 1);
         }
+        if self.rng.chance(0.004) {
+            self.shrinking = !self.shrinking;
+        }
         match self.rng.below(1000) {
+            0..350 if self.shrinking && self.rng.chance(0.8) => self.delete_command(),
             0..350 => self.command(),
             350..360 => self.wide_command(),
             360..460 => {
@@ -602,11 +646,11 @@ impl World {
                 assert_eq!(self.get(shard, &key).as_ref(), self.models[shard.index()].get(&key));
             }
             460..465 => self.check_all(),
-            465..480 => {
+            465..490 => {
                 let shard = ShardId(self.rng.below(u64::from(SHARDS)) as u16);
                 self.checkpoint(shard);
             }
-            480..580 => {
+            490..580 => {
                 let upto = self.rng.between(self.committed as u64, self.log.len() as u64) as usize;
                 self.commit(upto);
             }

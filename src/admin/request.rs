@@ -1,0 +1,132 @@
+//! The requests.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How a node stops.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopMode {
+    /// Disconnects clients, seals and flushes what was accepted, then exits.
+    #[default]
+    Fast,
+    /// Exits at once; the next start recovers as after a crash.
+    Immediate,
+}
+
+/// Makes the asked node the primary, after a recruit of the voters (`protocol` 3.5).
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Failover {
+    /// Only say what would happen.
+    pub dry_run: bool,
+    /// Lower k to 0 by a forced, recorded generation (`protocol` 4.3): the node serves alone.
+    pub alone: bool,
+    /// Go on although the old primary seems alive.
+    pub force: bool,
+    /// Do it only if the newest known term has this number.
+    pub expect_term: Option<u64>,
+    /// Confirms that the stated loss is taken.
+    pub accept_loss: bool,
+    /// How long to try, 0 for the default.
+    pub timeout_ms: u64,
+}
+
+/// What is asked.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Verb {
+    /// Is anybody there? Answers pid and version, from the control thread alone.
+    Ping,
+    /// This node's own row ([`crate::cluster::NodeStatus`]).
+    Status,
+    /// The layout of `gs_ctl query` ([`crate::cluster::QueryStatus`]).
+    Query,
+    /// The cluster as this node knows it ([`crate::cluster::ClusterStatus`]).
+    ClusterStatus {
+        #[serde(default)]
+        detail: bool,
+    },
+    Failover(Failover),
+    Stop {
+        #[serde(default)]
+        mode: StopMode,
+    },
+    /// Who holds log ([`super::WalKeepers`]).
+    WalKeepers,
+    /// The configuration in force, secrets left out.
+    ConfigShow,
+    /// Prometheus text under `text`.
+    Metrics,
+    /// The policy generation in force ([`crate::cluster::PolicyStatus`]).
+    PolicyShow,
+}
+
+const QUICK: Duration = Duration::from_millis(900);
+const FAILOVER_DEFAULT: Duration = Duration::from_secs(30);
+const STOP: Duration = Duration::from_secs(30);
+const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+
+impl Failover {
+    /// How long the node tries.
+    pub fn timeout(&self) -> Duration {
+        match self.timeout_ms {
+            0 => FAILOVER_DEFAULT,
+            ms => Duration::from_millis(ms).min(TIMEOUT_MAX),
+        }
+    }
+}
+
+impl Verb {
+    /// The word on the wire.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Verb::Ping => "ping",
+            Verb::Status => "status",
+            Verb::Query => "query",
+            Verb::ClusterStatus { .. } => "cluster_status",
+            Verb::Failover(_) => "failover",
+            Verb::Stop { .. } => "stop",
+            Verb::WalKeepers => "wal_keepers",
+            Verb::ConfigShow => "config_show",
+            Verb::Metrics => "metrics",
+            Verb::PolicyShow => "policy_show",
+        }
+    }
+
+    /// Whether it changes something, so that it must not be carried out twice under one op id.
+    pub fn changes(&self) -> bool {
+        match self {
+            Verb::Failover(failover) => !failover.dry_run,
+            Verb::Stop { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// How long the control thread waits for the node's loop before it answers by itself.
+    pub fn patience(&self) -> Duration {
+        match self {
+            Verb::Failover(failover) => failover.timeout() + Duration::from_secs(1),
+            Verb::Stop { .. } => STOP,
+            _ => QUICK,
+        }
+    }
+}
+
+/// A request with its envelope.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Request {
+    /// Version of the sender.
+    pub v: u16,
+    /// Chosen by the sender; asking again with the same id never does a thing twice.
+    pub op: String,
+    #[serde(flatten)]
+    pub verb: Verb,
+}
+
+impl Request {
+    pub fn new(op: impl Into<String>, verb: Verb) -> Request {
+        Request { v: super::VERSION, op: op.into(), verb }
+    }
+}

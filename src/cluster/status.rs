@@ -1,0 +1,408 @@
+//! The rows and the verdict of `baton cluster status`.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::{ClusterId, Lsn, NodeId};
+
+/// A closed list of words with their spelling in JSON and on the terminal.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $word)] $variant),+ }
+
+        impl $name {
+            pub const ALL: &'static [$name] = &[$($name::$variant),+];
+            pub fn word(self) -> &'static str {
+                match self { $($name::$variant => $word),+ }
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.word())
+            }
+        }
+    };
+}
+
+words!(
+    /// The verdict over a whole cluster, by the rule of `gs_om -t status`.
+    ClusterState {
+        Normal = "Normal",
+        /// Serving, but something needs attention.
+        Degraded = "Degraded",
+        /// Not exactly one primary, or the primary is not Normal.
+        Unavailable = "Unavailable",
+    }
+);
+
+words!(
+    /// What a node is right now.
+    Role {
+        Pending = "Pending",
+        Primary = "Primary",
+        Standby = "Standby",
+        CascadeStandby = "Cascade Standby",
+        /// The process does not run.
+        Down = "Down",
+        /// It does not answer.
+        Unknown = "Unknown",
+    }
+);
+
+words!(
+    /// What the membership says the node was set up as: the letter of `gs_om`.
+    StaticRole {
+        Primary = "P",
+        Standby = "S",
+        CascadeStandby = "C",
+    }
+);
+
+words!(
+    /// The state words that openGauss users know.
+    NodeState {
+        Normal = "Normal",
+        NeedRepair = "Need repair",
+        Starting = "Starting",
+        WaitPromoting = "Wait promoting",
+        Promoting = "Promoting",
+        Demoting = "Demoting",
+        Building = "Building",
+        Catchup = "Catchup",
+        ManuallyStopped = "Manually stopped",
+        Unknown = "Unknown",
+    }
+);
+
+words!(
+    /// How the commit rule sees a node.
+    SyncState {
+        /// Its acknowledgements do not count.
+        Async = "Async",
+        /// `FIRST k`: waited for now.
+        Sync = "Sync",
+        /// `ANY k`: counts towards the quorum.
+        Quorum = "Quorum",
+        /// `FIRST k`: next in line.
+        Potential = "Potential",
+    }
+);
+
+/// One node, as it sees itself or as its peers last saw it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct NodeStatus {
+    pub node: u16,
+    /// openGauss numbers instances from 6001.
+    pub instance: u32,
+    pub host: String,
+    /// Data folder.
+    pub data: String,
+    pub static_role: StaticRole,
+    pub role: Role,
+    pub state: NodeState,
+    /// Why, when `state` is not Normal: `WAL`, `Connecting`, `Disconnected`... Empty when there is nothing to say.
+    pub detail: String,
+    /// `address:port` for clients; absent when none is configured.
+    pub client: Option<String>,
+    /// `address:port` for peers.
+    pub peer: String,
+    /// The node it streams from.
+    pub upstream: Option<u16>,
+    /// Absent for the primary itself and for nodes that do not stream.
+    pub sync_state: Option<SyncState>,
+    pub appended_lsn: Option<u64>,
+    pub flushed_lsn: Option<u64>,
+    pub committed_lsn: Option<u64>,
+    pub applied_lsn: Option<u64>,
+    /// Log bytes between the primary's end and what is flushed here.
+    pub lag_bytes: Option<u64>,
+    /// Age of the oldest committed write that is not applied here.
+    pub lag_ms: Option<u64>,
+}
+
+impl NodeStatus {
+    /// A row for a node that says nothing: everything unknown.
+    pub fn silent(node: NodeId, host: &str, peer: &str, static_role: StaticRole, role: Role) -> NodeStatus {
+        NodeStatus {
+            node: node.0,
+            instance: node.instance(),
+            host: host.to_string(),
+            data: String::new(),
+            static_role,
+            role,
+            state: match role {
+                Role::Down => NodeState::ManuallyStopped,
+                _ => NodeState::Unknown,
+            },
+            detail: String::new(),
+            client: None,
+            peer: peer.to_string(),
+            upstream: None,
+            sync_state: None,
+            appended_lsn: None,
+            flushed_lsn: None,
+            committed_lsn: None,
+            applied_lsn: None,
+            lag_bytes: None,
+            lag_ms: None,
+        }
+    }
+
+    /// `Normal`, or `Need repair(WAL)`: state and reason as `gs_om` prints them.
+    pub fn state_text(&self) -> String {
+        if self.state == NodeState::NeedRepair && !self.detail.is_empty() {
+            format!("{}({})", self.state, self.detail)
+        } else {
+            self.state.to_string()
+        }
+    }
+
+    fn is_well(&self) -> bool {
+        self.state == NodeState::Normal && !matches!(self.role, Role::Down | Role::Unknown | Role::Pending)
+    }
+}
+
+/// The policy generation in force.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    pub generation: u64,
+    /// `ANY 1 (1, 2, 3)`.
+    pub rule: String,
+    pub voters: Vec<u16>,
+    /// Voters besides the leader that must hold a write.
+    pub k: usize,
+    /// Voters that may still be lost before a failover cannot find its quorum.
+    pub failures_survived: usize,
+}
+
+/// The whole cluster: the JSON of `baton cluster status --json` and of `baton sandbox status --json`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    pub cluster_state: ClusterState,
+    /// 32 hex digits.
+    pub cluster_id: String,
+    /// Number of the newest started term that is known.
+    pub term: u64,
+    pub policy: Option<PolicyStatus>,
+    /// Ascending by node.
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// The rule of `gs_om`: Unavailable when the number of primaries is not exactly one or the primary is not Normal;
+/// Degraded when any other node is not well; Normal otherwise.
+pub fn cluster_state(nodes: &[NodeStatus]) -> ClusterState {
+    let mut primaries = nodes.iter().filter(|node| node.role == Role::Primary);
+    match (primaries.next(), primaries.next()) {
+        (Some(primary), None) if primary.state == NodeState::Normal => {
+            if nodes.iter().all(NodeStatus::is_well) { ClusterState::Normal } else { ClusterState::Degraded }
+        }
+        _ => ClusterState::Unavailable,
+    }
+}
+
+impl ClusterStatus {
+    /// Puts the rows in order and computes the verdict.
+    pub fn new(
+        cluster: ClusterId,
+        term: u64,
+        policy: Option<PolicyStatus>,
+        mut nodes: Vec<NodeStatus>,
+    ) -> Self {
+        nodes.sort_by_key(|node| node.node);
+        ClusterStatus {
+            cluster_state: cluster_state(&nodes),
+            cluster_id: cluster.to_string(),
+            term,
+            policy,
+            nodes,
+        }
+    }
+
+    pub fn primary(&self) -> Option<&NodeStatus> {
+        self.nodes.iter().find(|node| node.role == Role::Primary)
+    }
+}
+
+/// One node's answer, or none, as the sandbox collects them: the node asked, and the cluster as that node sees it.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub node: u16,
+    pub host: String,
+    pub data: String,
+    pub peer: String,
+    pub static_role: StaticRole,
+    pub answer: Option<ClusterStatus>,
+}
+
+/// Merges what every node says of itself: a node's own row wins over what others think of it, a node that does not
+/// answer is Down, and term and policy come from the view with the highest term.
+///
+/// Lag of a standby is measured against the primary's own end of log, because a standby cannot know it alone.
+pub fn merge(views: &[View]) -> ClusterStatus {
+    let newest = views.iter().filter_map(|view| view.answer.as_ref()).max_by_key(|status| status.term);
+    let mut nodes: Vec<NodeStatus> = views.iter().map(own_row).collect();
+    nodes.sort_by_key(|node| node.node);
+    let seen_by_primary = views.iter().find_map(|view| {
+        let status = view.answer.as_ref()?;
+        let me = status.nodes.iter().find(|row| row.node == view.node)?;
+        (me.role == Role::Primary && newest.is_some_and(|newest| newest.term == status.term))
+            .then_some(status)
+    });
+    if let Some(primary) = seen_by_primary {
+        complete_from_primary(&mut nodes, primary);
+    }
+    ClusterStatus {
+        cluster_state: cluster_state(&nodes),
+        cluster_id: newest.map_or_else(String::new, |status| status.cluster_id.clone()),
+        term: newest.map_or(0, |status| status.term),
+        policy: newest.and_then(|status| status.policy.clone()),
+        nodes,
+    }
+}
+
+fn own_row(view: &View) -> NodeStatus {
+    let own = view.answer.as_ref().and_then(|status| status.nodes.iter().find(|row| row.node == view.node));
+    own.cloned().unwrap_or_else(|| {
+        let role = if view.answer.is_some() { Role::Unknown } else { Role::Down };
+        let mut row = NodeStatus::silent(NodeId(view.node), &view.host, &view.peer, view.static_role, role);
+        row.data = view.data.clone();
+        row
+    })
+}
+
+/// Only the primary knows who counts towards commit and where the log ends.
+fn complete_from_primary(nodes: &mut [NodeStatus], primary: &ClusterStatus) {
+    let end = primary.primary().and_then(|row| row.appended_lsn);
+    for row in nodes {
+        let seen = primary.nodes.iter().find(|seen| seen.node == row.node);
+        row.sync_state = row.sync_state.or(seen.and_then(|seen| seen.sync_state));
+        if row.role != Role::Primary
+            && row.lag_bytes.is_none()
+            && let (Some(end), Some(flushed)) = (end, row.flushed_lsn)
+        {
+            row.lag_bytes = Some(Lsn(end).since(Lsn(flushed)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(node: u16, role: Role, state: NodeState) -> NodeStatus {
+        let mut row = NodeStatus::silent(NodeId(node), "h", "127.0.0.1:1", StaticRole::Standby, role);
+        row.state = state;
+        row
+    }
+
+    fn verdict(rows: &[(Role, NodeState)]) -> ClusterState {
+        let rows: Vec<_> =
+            rows.iter().zip(1..).map(|((role, state), node)| row(node, *role, *state)).collect();
+        cluster_state(&rows)
+    }
+
+    #[test]
+    fn the_verdict_is_the_rule_of_gs_om() {
+        use NodeState::{Catchup, NeedRepair, Normal, Promoting};
+        use Role::{CascadeStandby, Down, Pending, Primary, Standby};
+        assert_eq!(verdict(&[(Primary, Normal)]), ClusterState::Normal);
+        assert_eq!(verdict(&[(Primary, Normal), (Standby, Normal)]), ClusterState::Normal);
+        assert_eq!(verdict(&[(Primary, Normal), (CascadeStandby, Normal)]), ClusterState::Normal);
+        assert_eq!(verdict(&[(Primary, Normal), (Standby, NeedRepair)]), ClusterState::Degraded);
+        assert_eq!(verdict(&[(Primary, Normal), (Standby, Catchup)]), ClusterState::Degraded);
+        assert_eq!(verdict(&[(Primary, Normal), (Down, NodeState::ManuallyStopped)]), ClusterState::Degraded);
+        assert_eq!(verdict(&[(Primary, Normal), (Pending, Normal)]), ClusterState::Degraded);
+        assert_eq!(verdict(&[(Primary, Promoting), (Standby, Normal)]), ClusterState::Unavailable);
+        assert_eq!(verdict(&[(Primary, Normal), (Primary, Normal)]), ClusterState::Unavailable);
+        assert_eq!(verdict(&[(Standby, Normal)]), ClusterState::Unavailable);
+        assert_eq!(verdict(&[]), ClusterState::Unavailable);
+    }
+
+    fn view(node: u16, answer: Option<ClusterStatus>) -> View {
+        let name = node.to_string();
+        View {
+            node,
+            host: name.clone(),
+            data: name.clone(),
+            peer: name,
+            static_role: StaticRole::Standby,
+            answer,
+        }
+    }
+
+    #[test]
+    fn merging_believes_each_node_about_itself_and_the_newest_term_about_the_rest() {
+        let mut old = row(1, Role::Primary, NodeState::Normal);
+        old.appended_lsn = Some(500);
+        let stale =
+            ClusterStatus::new(ClusterId(7), 4, None, vec![old, row(2, Role::Standby, NodeState::Normal)]);
+        let mut leader = row(2, Role::Primary, NodeState::Normal);
+        leader.appended_lsn = Some(900);
+        let mut follower_seen = row(3, Role::Standby, NodeState::Catchup);
+        follower_seen.sync_state = Some(SyncState::Quorum);
+        let fresh = ClusterStatus::new(ClusterId(7), 5, None, vec![leader, follower_seen]);
+        let mut follower = row(3, Role::Standby, NodeState::Normal);
+        follower.flushed_lsn = Some(850);
+        let own = ClusterStatus::new(ClusterId(7), 5, None, vec![follower]);
+
+        let two = merge(&[view(1, Some(stale)), view(2, Some(fresh.clone())), view(3, Some(own.clone()))]);
+        assert_eq!(two.cluster_state, ClusterState::Unavailable, "two nodes call themselves primary");
+
+        let merged = merge(&[view(3, Some(own)), view(1, None), view(2, Some(fresh))]);
+        assert_eq!(merged.cluster_state, ClusterState::Degraded);
+        assert_eq!(merged.term, 5);
+        assert_eq!(merged.nodes.iter().map(|row| row.node).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(merged.nodes[0].role, Role::Down);
+        assert_eq!(merged.nodes[2].state, NodeState::Normal, "its own word wins");
+        assert_eq!(merged.nodes[2].sync_state, Some(SyncState::Quorum), "the primary knows who counts");
+        assert_eq!(merged.nodes[2].lag_bytes, Some(50));
+        assert_eq!(merged.nodes[2].lag_ms, None);
+    }
+
+    #[test]
+    fn the_json_fields_are_exactly_the_contract() {
+        let status = ClusterStatus::new(
+            ClusterId(1),
+            1,
+            None,
+            vec![row(1, Role::CascadeStandby, NodeState::NeedRepair)],
+        );
+        let json = serde_json::to_value(&status).unwrap();
+        let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let mut top = keys(&json);
+        top.sort();
+        assert_eq!(top, ["cluster_id", "cluster_state", "nodes", "policy", "term"]);
+        let mut fields = keys(&json["nodes"][0]);
+        fields.sort();
+        let mut wanted = [
+            "node",
+            "instance",
+            "host",
+            "data",
+            "static_role",
+            "role",
+            "state",
+            "detail",
+            "client",
+            "peer",
+            "upstream",
+            "sync_state",
+            "appended_lsn",
+            "flushed_lsn",
+            "committed_lsn",
+            "applied_lsn",
+            "lag_bytes",
+            "lag_ms",
+        ];
+        wanted.sort_unstable();
+        assert_eq!(fields, wanted);
+        assert_eq!(json["nodes"][0]["role"], "Cascade Standby");
+        assert_eq!(json["nodes"][0]["instance"], 6001);
+        assert!(json["nodes"][0]["lag_ms"].is_null());
+        let back: ClusterStatus = serde_json::from_value(json).unwrap();
+        assert_eq!(back, status);
+    }
+}

@@ -1,0 +1,275 @@
+//! The terminal's form of a status: the layouts of `gs_om -t status --detail` and `gs_ctl query`.
+
+use std::fmt::{self, Write};
+
+use super::query::{Channel, QueryStatus, ReceiverInfo, SenderInfo};
+use super::status::{ClusterStatus, NodeStatus};
+use crate::base::Lsn;
+
+fn port(address: &str) -> &str {
+    address.rsplit_once(':').map_or("", |(_, port)| port)
+}
+
+fn ip(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(ip, _)| ip)
+}
+
+/// Pads every column to its widest cell.
+fn table(out: &mut impl Write, head: &[&str], rows: &[Vec<String>]) -> fmt::Result {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([head[column].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let line = |out: &mut dyn Write, cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> =
+            cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}", width = *width)).collect();
+        writeln!(out, "{}", padded.join("  ").trim_end())
+    };
+    line(out, &mut head.iter().copied())?;
+    writeln!(out, "{}", "-".repeat(widths.iter().sum::<usize>() + 2 * (widths.len() - 1)))?;
+    for row in rows {
+        line(out, &mut row.iter().map(String::as_str))?;
+    }
+    Ok(())
+}
+
+fn node_row(node: &NodeStatus) -> Vec<String> {
+    vec![
+        node.node.to_string(),
+        node.host.clone(),
+        ip(&node.peer).to_string(),
+        port(node.client.as_deref().unwrap_or("")).to_string(),
+        node.instance.to_string(),
+        node.data.clone(),
+        node.static_role.to_string(),
+        node.role.to_string(),
+        node.state_text(),
+    ]
+}
+
+fn lsn(value: Option<u64>) -> String {
+    value.map_or_else(|| "-".into(), |at| Lsn(at).to_string())
+}
+
+fn known(value: Option<u64>, unit: &str) -> String {
+    value.map_or_else(|| "-".into(), |number| format!("{number}{unit}"))
+}
+
+impl ClusterStatus {
+    /// `baton cluster status`: one line per fact, as `gs_om -t status`.
+    pub fn brief(&self) -> String {
+        format!("cluster_state   : {}\nredistributing  : No\n", self.cluster_state)
+    }
+
+    /// `baton cluster status --detail`.
+    pub fn detail(&self) -> String {
+        let mut out = String::new();
+        self.write_detail(&mut out).expect("writing to a string");
+        out
+    }
+
+    fn write_detail(&self, out: &mut String) -> fmt::Result {
+        writeln!(out, "[   Cluster State   ]\n")?;
+        writeln!(out, "cluster_state   : {}", self.cluster_state)?;
+        writeln!(out, "redistributing  : No")?;
+        writeln!(out, "current_az      : AZ_ALL")?;
+        writeln!(out, "cluster_id      : {}", self.cluster_id)?;
+        writeln!(out, "term            : {}", self.term)?;
+        if let Some(policy) = &self.policy {
+            let (number, rule) = (policy.generation, &policy.rule);
+            writeln!(out, "policy          : {rule}, generation {number}")?;
+            writeln!(out, "failover_spare  : {} more node(s) may fail", policy.failures_survived)?;
+        }
+        writeln!(out, "\n[  Datanode State   ]\n")?;
+        let head = ["node", "host", "node_ip", "port", "instance", "data", "set", "role", "state"];
+        table(out, &head, &self.nodes.iter().map(node_row).collect::<Vec<_>>())?;
+        writeln!(out, "\n[  Replication      ]\n")?;
+        let head = ["node", "from", "sync", "appended", "flushed", "committed", "applied", "lag", "lag_time"];
+        let rows: Vec<Vec<String>> = self
+            .nodes
+            .iter()
+            .map(|node| {
+                vec![
+                    node.node.to_string(),
+                    node.upstream.map_or_else(|| "-".into(), |from| from.to_string()),
+                    node.sync_state.map_or_else(|| "-".into(), |sync| sync.to_string()),
+                    lsn(node.appended_lsn),
+                    lsn(node.flushed_lsn),
+                    lsn(node.committed_lsn),
+                    lsn(node.applied_lsn),
+                    known(node.lag_bytes, " B"),
+                    known(node.lag_ms, " ms"),
+                ]
+            })
+            .collect();
+        table(out, &head, &rows)
+    }
+}
+
+fn field(out: &mut String, name: &str, value: impl fmt::Display) -> fmt::Result {
+    writeln!(out, "        {name:<30} : {value}")
+}
+
+fn channel(channel: &Channel, arrow: &str) -> String {
+    format!("{}{arrow}{}", channel.local, channel.remote)
+}
+
+impl QueryStatus {
+    /// The layout of `gs_ctl query`, with lag in bytes and time instead of a percentage that hides it.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        self.write_text(&mut out).expect("writing to a string");
+        out
+    }
+
+    fn write_text(&self, out: &mut String) -> fmt::Result {
+        writeln!(out, " HA state:")?;
+        field(out, "local_role", self.ha.local_role)?;
+        field(out, "static_connections", self.ha.static_connections)?;
+        field(out, "db_state", self.ha.db_state)?;
+        field(out, "detail_information", &self.ha.detail_information)?;
+        field(out, "term", self.term)?;
+        field(out, "committed_location", lsn(self.me.committed_lsn))?;
+        field(out, "replay_location", lsn(self.me.applied_lsn))?;
+        if let Some(spare) = self.failures_survived {
+            field(out, "failover_survives", format!("{spare} more failure(s)"))?;
+        }
+        writeln!(out, "\n Senders info:")?;
+        if self.senders.is_empty() {
+            writeln!(out, "No information")?;
+        }
+        for (i, sender) in self.senders.iter().enumerate() {
+            if i > 0 {
+                writeln!(out)?;
+            }
+            sender.write_text(out, self)?;
+        }
+        writeln!(out, "\n Receiver info:")?;
+        match &self.receiver {
+            Some(receiver) => receiver.write_text(out, self),
+            None => writeln!(out, "No information"),
+        }
+    }
+}
+
+impl SenderInfo {
+    fn write_text(&self, out: &mut String, query: &QueryStatus) -> fmt::Result {
+        field(out, "peer_node", self.node)?;
+        field(out, "local_role", query.ha.local_role)?;
+        field(out, "peer_role", self.peer_role)?;
+        field(out, "peer_state", self.peer_state)?;
+        field(out, "state", &self.state)?;
+        field(out, "sender_sent_location", Lsn(self.sent_lsn))?;
+        field(out, "sender_flush_location", lsn(query.me.flushed_lsn))?;
+        field(out, "sender_replay_location", lsn(query.me.applied_lsn))?;
+        field(out, "receiver_write_location", Lsn(self.written_lsn))?;
+        field(out, "receiver_flush_location", Lsn(self.flushed_lsn))?;
+        field(out, "receiver_replay_location", Lsn(self.applied_lsn))?;
+        field(out, "lag_bytes", self.lag_bytes)?;
+        field(out, "lag_ms", known(self.lag_ms, ""))?;
+        field(out, "sync_state", self.sync_state)?;
+        field(out, "sync_priority", self.sync_priority)?;
+        field(out, "channel", channel(&self.channel, "-->"))
+    }
+}
+
+impl ReceiverInfo {
+    fn write_text(&self, out: &mut String, query: &QueryStatus) -> fmt::Result {
+        field(out, "peer_node", self.node)?;
+        field(out, "local_role", query.ha.local_role)?;
+        field(out, "peer_role", self.peer_role)?;
+        field(out, "peer_state", self.peer_state)?;
+        field(out, "state", &self.state)?;
+        field(out, "receiver_received_location", Lsn(self.received_lsn))?;
+        field(out, "receiver_write_location", Lsn(self.written_lsn))?;
+        field(out, "receiver_flush_location", Lsn(self.flushed_lsn))?;
+        field(out, "receiver_replay_location", Lsn(self.applied_lsn))?;
+        field(out, "channel", channel(&self.channel, "<--"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{HaState, NodeState, PolicyStatus, Role, StaticRole, SyncState};
+    use super::*;
+    use crate::base::{ClusterId, NodeId};
+
+    fn node(id: u16, role: Role) -> NodeStatus {
+        let set = if role == Role::Primary { StaticRole::Primary } else { StaticRole::Standby };
+        let mut row =
+            NodeStatus::silent(NodeId(id), &format!("host{id}"), &format!("10.0.0.{id}:8379"), set, role);
+        row.client = Some(format!("10.0.0.{id}:7379"));
+        row.data = format!("/data/{id}");
+        row.state = NodeState::Normal;
+        row
+    }
+
+    #[test]
+    fn detail_is_laid_out_as_gs_om() {
+        let mut sick = node(2, Role::Standby);
+        sick.state = NodeState::NeedRepair;
+        sick.detail = "WAL".into();
+        sick.flushed_lsn = Some(0x1_0000_0000);
+        let policy = PolicyStatus {
+            generation: 1,
+            rule: "ANY 1 (1, 2)".into(),
+            voters: vec![1, 2],
+            k: 1,
+            failures_survived: 1,
+        };
+        let status = ClusterStatus::new(ClusterId(5), 3, Some(policy), vec![sick, node(1, Role::Primary)]);
+        let text = status.detail();
+        let wanted = "[   Cluster State   ]\n\ncluster_state   : Degraded\nredistributing  : No\ncurrent_az      : AZ_ALL\n";
+        assert!(text.starts_with(wanted), "{text}");
+        let lines: Vec<&str> = text.lines().collect();
+        let at = lines.iter().position(|line| line.starts_with("[  Datanode State")).unwrap();
+        assert_eq!(lines[at + 2], "node  host   node_ip   port  instance  data     set  role     state");
+        assert!(lines[at + 3].chars().all(|c| c == '-'));
+        assert_eq!(lines[at + 4], "1     host1  10.0.0.1  7379  6001      /data/1  P    Primary  Normal");
+        assert_eq!(
+            lines[at + 5],
+            "2     host2  10.0.0.2  7379  6002      /data/2  S    Standby  Need repair(WAL)"
+        );
+        assert!(text.contains("1/0"), "LSNs are shown as PostgreSQL shows them: {text}");
+    }
+
+    #[test]
+    fn query_is_laid_out_as_gs_ctl() {
+        let me = node(1, Role::Primary);
+        let sender = SenderInfo {
+            node: 2,
+            peer_role: Role::Standby,
+            peer_state: NodeState::Normal,
+            state: "Streaming".into(),
+            sent_lsn: 4096,
+            written_lsn: 4096,
+            flushed_lsn: 4096,
+            applied_lsn: 0,
+            lag_bytes: 0,
+            lag_ms: None,
+            sync_state: SyncState::Quorum,
+            sync_priority: 1,
+            channel: Channel { local: "a:1".into(), remote: "b:2".into() },
+        };
+        let ha = HaState {
+            local_role: Role::Primary,
+            static_connections: 1,
+            db_state: NodeState::Normal,
+            detail_information: "Normal".into(),
+        };
+        let query = QueryStatus {
+            ha,
+            me,
+            term: 1,
+            senders: vec![sender],
+            receiver: None,
+            failures_survived: Some(1),
+        };
+        let text = query.text();
+        assert!(text.starts_with(" HA state:\n        local_role                     : Primary\n"), "{text}");
+        assert!(text.contains("        sync_state                     : Quorum\n"), "{text}");
+        assert!(text.contains("        channel                        : a:1-->b:2\n"), "{text}");
+        assert!(text.ends_with(" Receiver info:\nNo information\n"), "{text}");
+    }
+}

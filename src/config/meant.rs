@@ -1,0 +1,276 @@
+//! What the operator meant: typed values with units. Made by [`super::check`] only, so a value that exists is checked.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::sync::SyncRule;
+use super::units::{show_duration, show_size};
+use crate::base::NodeId;
+
+/// When a reply may be sent (openGauss and PostgreSQL names).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum CommitLevel {
+    /// At once; what a crash of the primary loses may already have been answered.
+    Off,
+    /// Durable on the primary.
+    Local,
+    /// Durable on the primary and written by the standbys of the policy.
+    RemoteWrite,
+    /// Durable on the primary and on the standbys of the policy. The default.
+    On,
+    /// And applied there, so that a read on those standbys sees it.
+    RemoteApply,
+}
+
+impl CommitLevel {
+    pub fn name(self) -> &'static str {
+        match self {
+            CommitLevel::Off => "off",
+            CommitLevel::Local => "local",
+            CommitLevel::RemoteWrite => "remote_write",
+            CommitLevel::On => "on",
+            CommitLevel::RemoteApply => "remote_apply",
+        }
+    }
+
+    /// `remote_receive` is accepted as `remote_write`: with O_DIRECT there is no stage between the two.
+    pub fn from_name(name: &str) -> Option<CommitLevel> {
+        Some(match name {
+            "off" => CommitLevel::Off,
+            "local" => CommitLevel::Local,
+            "remote_write" | "remote_receive" => CommitLevel::RemoteWrite,
+            "on" => CommitLevel::On,
+            "remote_apply" => CommitLevel::RemoteApply,
+            _ => return None,
+        })
+    }
+}
+
+/// What a read on the primary promises.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reads {
+    /// Needs the read lease: no read ever misses a write that was acknowledged before it began.
+    Linearizable,
+    /// No lease: a primary that was replaced without knowing it may answer from the past for a moment.
+    Local,
+}
+
+/// What happens when fewer voters are left than commit needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Degrade {
+    /// Writes wait, up to `commit_timeout`.
+    Never,
+    /// After this time the control store may lower k.
+    After(Duration),
+}
+
+impl Reads {
+    pub fn name(self) -> &'static str {
+        match self {
+            Reads::Linearizable => "linearizable",
+            Reads::Local => "local",
+        }
+    }
+}
+
+impl fmt::Display for Degrade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Degrade::Never => f.write_str("never"),
+            Degrade::After(time) => write!(f, "after {}", show_duration(*time)),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WalSync {
+    /// Calibrated at start, and said in the log.
+    Auto,
+    Dsync,
+    Fdatasync,
+}
+
+impl WalSync {
+    pub fn name(self) -> &'static str {
+        match self {
+            WalSync::Auto => "auto",
+            WalSync::Dsync => "dsync",
+            WalSync::Fdatasync => "fdatasync",
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogFormat {
+    Human,
+    Json,
+}
+
+impl LogFormat {
+    pub fn name(self) -> &'static str {
+        match self {
+            LogFormat::Human => "human",
+            LogFormat::Json => "json",
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl LogLevel {
+    pub fn name(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+/// A password or key that never shows itself.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The secret itself: for the authentication code only.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// A node of the cluster as the configuration seeds it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Member {
+    pub node: NodeId,
+    pub host: String,
+    pub client: Option<SocketAddr>,
+    pub peer: SocketAddr,
+    pub priority: u32,
+    pub nofailover: bool,
+    /// Makes it a cascaded standby below that member.
+    pub upstream: Option<NodeId>,
+}
+
+/// A checked configuration.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    pub cluster: String,
+    pub node: NodeId,
+    pub data: PathBuf,
+    pub client_listen: SocketAddr,
+    pub peer_listen: SocketAddr,
+    pub http_listen: Option<SocketAddr>,
+    pub cores: u16,
+    pub memory: u64,
+    /// Seeds policy generation 1.
+    pub sync: SyncRule,
+    pub degrade: Degrade,
+    pub commit: CommitLevel,
+    pub commit_timeout: Duration,
+    pub reads: Reads,
+    pub client_password: Option<Secret>,
+    pub peer_secret: Option<Secret>,
+    pub max_clients: usize,
+    /// `None`: max(16 GiB, 10 % of the disk).
+    pub log_retention: Option<u64>,
+    pub shards: u16,
+    pub segment_bytes: u64,
+    pub staleness_bound: Option<Duration>,
+    pub wal_sync: WalSync,
+    /// `None`: calibrated.
+    pub frames_in_flight: Option<usize>,
+    pub log_level: LogLevel,
+    pub log_format: LogFormat,
+    /// Ascending by node id; this node is one of them.
+    pub members: Vec<Member>,
+}
+
+impl Config {
+    pub fn member(&self, node: NodeId) -> Option<&Member> {
+        self.members.iter().find(|member| member.node == node)
+    }
+
+    /// This node's own entry.
+    pub fn me(&self) -> &Member {
+        self.member(self.node).expect("a checked configuration lists its own node")
+    }
+
+    /// Every other member, in ascending order.
+    pub fn peers(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| member.node != self.node)
+    }
+
+    pub fn is_voter(&self, node: NodeId) -> bool {
+        self.sync.voters.contains(&node)
+    }
+
+    /// The description as JSON, for the admin socket.
+    pub fn show(&self) -> serde_json::Value {
+        let pairs = self
+            .describe()
+            .into_iter()
+            .map(|(key, value)| (key.to_string(), serde_json::Value::String(value)));
+        serde_json::Value::Object(pairs.collect())
+    }
+
+    /// Every key with the value in force, as it would be written; secrets only say that they are set.
+    pub fn describe(&self) -> Vec<(&'static str, String)> {
+        let secret = |secret: &Option<Secret>| if secret.is_some() { "set" } else { "none" }.to_string();
+        let time = |time: Option<Duration>| time.map_or_else(|| "none".into(), show_duration);
+        vec![
+            ("cluster", self.cluster.clone()),
+            ("node", self.node.to_string()),
+            ("data", self.data.display().to_string()),
+            ("client_listen", self.client_listen.to_string()),
+            ("peer_listen", self.peer_listen.to_string()),
+            ("http_listen", self.http_listen.map_or_else(|| "none".into(), |address| address.to_string())),
+            ("cores", self.cores.to_string()),
+            ("memory", show_size(self.memory)),
+            ("sync", self.sync.to_string()),
+            ("degrade", self.degrade.to_string()),
+            ("commit", self.commit.name().into()),
+            ("commit_timeout", show_duration(self.commit_timeout)),
+            ("reads", self.reads.name().into()),
+            ("client_password", secret(&self.client_password)),
+            ("peer_secret", secret(&self.peer_secret)),
+            ("max_clients", self.max_clients.to_string()),
+            ("log_retention", self.log_retention.map_or_else(|| "max(16GiB, 10% of disk)".into(), show_size)),
+            ("shards", self.shards.to_string()),
+            ("segment_bytes", show_size(self.segment_bytes)),
+            ("staleness_bound", time(self.staleness_bound)),
+            ("wal_sync", self.wal_sync.name().into()),
+            (
+                "frames_in_flight",
+                self.frames_in_flight.map_or_else(|| "calibrated".into(), |n| n.to_string()),
+            ),
+            ("store", "none".into()),
+            ("log_level", self.log_level.name().into()),
+            ("log_format", self.log_format.name().into()),
+            (
+                "member",
+                self.members.iter().map(|m| format!("{}@{}", m.node, m.peer)).collect::<Vec<_>>().join(", "),
+            ),
+        ]
+    }
+}

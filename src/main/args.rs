@@ -1,0 +1,439 @@
+//! The grammar of the command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use baton::admin::StopMode;
+use baton::config::units;
+use baton::node::StartRole;
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// A primary/standby storage node: nothing acknowledged is ever lost.
+#[derive(Parser, Debug)]
+#[command(name = "baton", version, about, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Args {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Try it:
+  baton demo                                   a whole cluster on this machine, faults, and a verdict
+  baton sandbox up --dir ./lab --nodes 3       three nodes to play with
+
+One node by hand:
+  baton init -D /data/1 --cluster orders --node 1
+  baton start -D /data/1 -M primary
+  baton query -D /data/1
+  redis-cli -p 7379 set hello world
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 the node is down, 4 refused, 5 outcome unknown,
+6 a check found a broken promise.";
+
+/// Which node, and how to print.
+#[derive(ClapArgs, Clone, Debug, Default)]
+pub struct Common {
+    /// Data folder of the node (its configuration is DIR/baton.toml)
+    #[arg(short = 'D', long = "data", global = true, value_name = "DIR", env = "BATON_DATA")]
+    pub data: Option<PathBuf>,
+    /// Configuration file, when it does not lie in the data folder
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print one JSON value instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Verb {
+    /// Create the data folder of a node: the only way data begins
+    Init(Init),
+    /// Run a node in the foreground
+    Run(Run),
+    /// Run a node in the background and wait until it is up
+    Start(Start),
+    /// Stop a node and wait until it is gone
+    Stop(Stop),
+    /// Stop and start a node; it keeps its role
+    Restart(Restart),
+    /// One line about a node; exits with 3 when it is down
+    Status,
+    /// A node in detail: state, senders, receiver
+    Query,
+    /// The whole cluster as this node knows it
+    Cluster {
+        #[command(subcommand)]
+        verb: ClusterVerb,
+    },
+    /// Make this node the primary after the old one was lost
+    Failover(Failover),
+    /// Make this node the primary (a failover without options)
+    Promote {
+        /// How long to try
+        #[arg(long, default_value = "30s", value_parser = duration)]
+        timeout: Duration,
+        /// Ask again for the outcome of an earlier request
+        #[arg(long, value_name = "ID")]
+        op: Option<String>,
+    },
+    /// There is nothing to refresh: roles are durable by design
+    Refreshconf,
+    /// Check a configuration file and show what it means
+    CheckConfig {
+        /// List every key instead
+        #[arg(long)]
+        keys: bool,
+        /// The file; by default the one of -D or --config
+        file: Option<PathBuf>,
+    },
+    /// The write-ahead log of a running node
+    Wal {
+        #[command(subcommand)]
+        verb: WalVerb,
+    },
+    /// Read the files of a stopped node, changing nothing
+    Inspect { what: What },
+    /// Measure throughput and latency of a RESP server (baton, Redis, Valkey)
+    Bench(Bench),
+    /// A cluster of several nodes on this machine, for trying and testing
+    Sandbox {
+        #[command(subcommand)]
+        verb: SandboxVerb,
+    },
+    /// Show it all: a cluster, load, a killed primary, a failover, a rejoin, and a verdict
+    Demo(Demo),
+}
+
+#[derive(Subcommand, Debug)]
+pub enum ClusterVerb {
+    /// The verdict over the cluster, as `gs_om -t status`
+    Status {
+        /// Every node, policy and lag
+        #[arg(long)]
+        detail: bool,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum WalVerb {
+    /// Who holds log, and how much
+    Keepers,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+pub enum What {
+    Wal,
+    Control,
+    Superblock,
+}
+
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "\
+Examples:
+  baton init -D /data/1 --cluster orders --node 1
+  baton init -D /data/2 --cluster orders --node 2 --cluster-id 5f0c... \\
+        --member 1@10.0.0.1:8379 --member 2@10.0.0.2:8379 --peer-listen 10.0.0.2:8379 --peer-secret ...
+When DIR/baton.toml or --config exists it is used as it stands, and only --cluster-id is taken from the command line.")]
+pub struct Init {
+    /// Name of the cluster
+    #[arg(long)]
+    pub cluster: Option<String>,
+    /// This node's id
+    #[arg(long)]
+    pub node: Option<u16>,
+    /// Id of an existing cluster, as its first node printed it; without it a new cluster begins
+    #[arg(long, value_name = "HEX")]
+    pub cluster_id: Option<String>,
+    /// Where clients connect
+    #[arg(long, value_name = "ADDR")]
+    pub client_listen: Option<SocketAddr>,
+    /// Where peers connect
+    #[arg(long, value_name = "ADDR")]
+    pub peer_listen: Option<SocketAddr>,
+    /// Where /metrics and /health are served
+    #[arg(long, value_name = "ADDR")]
+    pub http_listen: Option<SocketAddr>,
+    /// Secret shared by the nodes of the cluster
+    #[arg(long, value_name = "TEXT")]
+    pub peer_secret: Option<String>,
+    /// A member as ID@PEER_ADDRESS; once for every node of the cluster
+    #[arg(long, value_name = "ID@ADDR")]
+    pub member: Vec<String>,
+}
+
+#[derive(ClapArgs, Debug, Default)]
+pub struct Run {
+    /// Role asked for: a request, never an order, once a cluster exists
+    #[arg(short = 'M', long = "role", value_name = "ROLE", value_enum)]
+    pub role: Option<RoleArg>,
+    /// With -M primary: serve without the other voters, by a forced and recorded policy change
+    #[arg(long)]
+    pub alone: bool,
+    /// Write the log to DIR/log/baton.log (set by `baton start`)
+    #[arg(long, hide = true)]
+    pub background: bool,
+}
+
+#[derive(ClapArgs, Debug)]
+pub struct Start {
+    #[command(flatten)]
+    pub run: Run,
+    /// How long to wait until the node is up
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub timeout: Duration,
+    /// Do not wait
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+#[derive(ClapArgs, Debug)]
+pub struct Stop {
+    /// fast: finish what was accepted; immediate: as a crash, recovered at the next start
+    #[arg(short = 'm', long, value_enum, default_value = "fast")]
+    pub mode: ModeArg,
+    /// How long to wait until the process is gone
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+#[derive(ClapArgs, Debug)]
+pub struct Restart {
+    #[command(flatten)]
+    pub start: Start,
+    /// How to stop first
+    #[arg(short = 'm', long, value_enum, default_value = "fast")]
+    pub mode: ModeArg,
+}
+
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "\
+Examples:
+  baton failover -D /data/2 --dry-run            say what would happen
+  baton failover -D /data/2                      take over, if a quorum of voters agrees
+  baton failover -D /data/2 --alone --accept-loss   serve alone from the only copy left; states what is risked")]
+pub struct Failover {
+    /// Only say what would happen
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Serve without the other voters: lowers k to 0 by a forced, recorded policy change
+    #[arg(long)]
+    pub alone: bool,
+    /// Go on although the old primary seems alive
+    #[arg(long)]
+    pub force: bool,
+    /// Do it only if the newest known term has this number
+    #[arg(long, value_name = "TERM")]
+    pub expect_term: Option<u64>,
+    /// Confirm that the stated loss is taken
+    #[arg(long)]
+    pub accept_loss: bool,
+    /// How long to try
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    pub timeout: Duration,
+    /// Ask again for the outcome of an earlier request
+    #[arg(long, value_name = "ID")]
+    pub op: Option<String>,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+#[value(rename_all = "snake_case")]
+pub enum RoleArg {
+    Primary,
+    Standby,
+    CascadeStandby,
+    Pending,
+}
+
+impl RoleArg {
+    pub fn role(self) -> StartRole {
+        match self {
+            RoleArg::Primary => StartRole::Primary,
+            RoleArg::Standby => StartRole::Standby,
+            RoleArg::CascadeStandby => StartRole::CascadeStandby,
+            RoleArg::Pending => StartRole::Pending,
+        }
+    }
+
+    /// The word for another process's command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            RoleArg::Primary => "primary",
+            RoleArg::Standby => "standby",
+            RoleArg::CascadeStandby => "cascade_standby",
+            RoleArg::Pending => "pending",
+        }
+    }
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ModeArg {
+    Fast,
+    Immediate,
+}
+
+impl ModeArg {
+    pub fn mode(self) -> StopMode {
+        match self {
+            ModeArg::Fast => StopMode::Fast,
+            ModeArg::Immediate => StopMode::Immediate,
+        }
+    }
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WorkloadArg {
+    Set,
+    Get,
+    Incr,
+    Mixed,
+}
+
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "\
+Examples:
+  baton bench --addr 127.0.0.1:7379 --clients 50 --seconds 10
+  baton bench -D /data/1 --pipeline 16 --workload mixed --writes 20 --json
+The load is closed-loop: each connection sends --pipeline commands, waits for all replies, and sends again.")]
+pub struct Bench {
+    /// Servers; the next one is tried when one is gone or says READONLY. By default the node of -D
+    #[arg(long, value_name = "ADDR", value_delimiter = ',')]
+    pub addr: Vec<SocketAddr>,
+    #[arg(long, default_value_t = 50)]
+    pub clients: usize,
+    /// Commands sent together before their replies are awaited
+    #[arg(long, default_value_t = 1)]
+    pub pipeline: usize,
+    #[arg(long, default_value_t = 10)]
+    pub seconds: u64,
+    #[arg(long, value_enum, default_value = "set")]
+    pub workload: WorkloadArg,
+    /// Share of writes in the mixed workload, in percent
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub writes: u8,
+    #[arg(long, default_value_t = 100)]
+    pub value_bytes: usize,
+    #[arg(long, default_value_t = 100_000)]
+    pub keys: u64,
+    /// Password sent with AUTH
+    #[arg(long, env = "BATON_PASSWORD", hide_env_values = true)]
+    pub password: Option<String>,
+    /// Do not write every key before a workload that reads
+    #[arg(long)]
+    pub no_fill: bool,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Draw what was measured (needs a build with feature svg)
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum SandboxVerb {
+    /// Create and start the nodes, and wait until the cluster is Normal
+    Up(SandboxUp),
+    /// The cluster, every node asked for itself
+    Status {
+        #[arg(long)]
+        dir: PathBuf,
+        #[arg(long)]
+        detail: bool,
+    },
+    /// Kill a node with SIGKILL
+    Kill {
+        #[arg(long)]
+        dir: PathBuf,
+        node: u16,
+    },
+    /// Start a node that is down
+    Start {
+        #[arg(long)]
+        dir: PathBuf,
+        node: u16,
+        #[arg(short = 'M', long = "role", value_enum)]
+        role: Option<RoleArg>,
+    },
+    /// Stop every node
+    Down {
+        #[arg(long)]
+        dir: PathBuf,
+        /// And remove the data
+        #[arg(long)]
+        purge: bool,
+    },
+}
+
+#[derive(ClapArgs, Clone, Debug)]
+pub struct SandboxUp {
+    /// Folder that gets one folder per node
+    #[arg(long)]
+    pub dir: PathBuf,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    pub nodes: u16,
+    /// Clients get this port + node, peers + 100, HTTP + 200; by default the first free block from 17000
+    #[arg(long)]
+    pub base_port: Option<u16>,
+    /// Synchronous rule, like "ANY 1 (1, 2, 3)"
+    #[arg(long)]
+    pub sync: Option<String>,
+    /// Default reply level: off, local, remote_write, on, remote_apply
+    #[arg(long)]
+    pub commit: Option<String>,
+    /// Longest wait of a reply for its commit
+    #[arg(long)]
+    pub commit_timeout: Option<String>,
+    /// Allow a memory file system, where "durable" means nothing
+    #[arg(long)]
+    pub allow_tmpfs: bool,
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+#[derive(ClapArgs, Debug)]
+pub struct Demo {
+    /// Where the nodes live; by default a new folder that is removed at the end
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=9))]
+    pub nodes: u16,
+    /// Time of steady load before and after each fault
+    #[arg(long, default_value = "3s", value_parser = duration)]
+    pub steady: Duration,
+    /// Leave nodes and data as they are
+    #[arg(long)]
+    pub keep: bool,
+    /// Allow a memory file system
+    #[arg(long)]
+    pub allow_tmpfs: bool,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    units::duration(text)
+        .ok_or_else(|| format!("{text:?} is no time; write it with its unit, like 10s or 500ms"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_data_folder_may_stand_before_or_behind_the_verb() {
+        for line in [["baton", "-D", "/x", "query"], ["baton", "query", "-D", "/x"]] {
+            let args = Args::try_parse_from(line).unwrap();
+            assert_eq!(args.common.data.as_deref(), Some(std::path::Path::new("/x")));
+        }
+        let args =
+            Args::try_parse_from(["baton", "start", "-M", "cascade_standby", "--timeout", "5s"]).unwrap();
+        let Verb::Start(start) = args.verb else { panic!("{args:?}") };
+        assert_eq!((start.run.role, start.timeout), (Some(RoleArg::CascadeStandby), Duration::from_secs(5)));
+        assert!(Args::try_parse_from(["baton", "stop", "-m", "smart"]).is_err());
+    }
+}

@@ -1,0 +1,98 @@
+//! Values for people and for programs.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::args::Common;
+
+/// Prints one JSON value, or the text, on standard output.
+pub fn print(common: &Common, value: &impl Serialize, text: &str) {
+    if common.json {
+        println!("{}", serde_json::to_string(value).expect("plain data"));
+    } else {
+        print!("{text}");
+        if !text.ends_with('\n') && !text.is_empty() {
+            println!();
+        }
+    }
+}
+
+/// Tells people how it is going; programs are not disturbed.
+pub fn progress(common: &Common, text: &str) {
+    if !common.json {
+        eprintln!("{text}");
+    }
+}
+
+/// Any JSON value as indented lines of `name: value`.
+pub fn tree(value: &Value) -> String {
+    let mut out = String::new();
+    branch(value, 0, &mut out);
+    out
+}
+
+fn branch(value: &Value, depth: usize, out: &mut String) {
+    let pad = "  ".repeat(depth);
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                match leaf(field) {
+                    Some(text) => writeln!(out, "{pad}{name}: {text}").expect("memory"),
+                    None => {
+                        writeln!(out, "{pad}{name}:").expect("memory");
+                        branch(field, depth + 1, out);
+                    }
+                }
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                match leaf(item) {
+                    Some(text) => writeln!(out, "{pad}- {text}").expect("memory"),
+                    None => {
+                        writeln!(out, "{pad}-").expect("memory");
+                        branch(item, depth + 1, out);
+                    }
+                }
+            }
+        }
+        other => writeln!(out, "{pad}{}", leaf(other).unwrap_or_default()).expect("memory"),
+    }
+}
+
+fn leaf(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => Some("-".into()),
+        Value::String(text) => Some(text.clone()),
+        Value::Object(fields) if fields.is_empty() => Some("none".into()),
+        Value::Array(items) if items.is_empty() => Some("none".into()),
+        Value::Object(_) | Value::Array(_) => None,
+        other => Some(other.to_string()),
+    }
+}
+
+/// Bytes with a unit that a person can read at a glance.
+pub fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_reads_like_an_outline() {
+        let value = serde_json::json!({"a": 1, "b": {"c": null, "d": []}, "e": ["x", {"f": true}]});
+        assert_eq!(tree(&value), "a: 1\nb:\n  c: -\n  d: none\ne:\n  - x\n  -\n    f: true\n");
+        assert_eq!((bytes(1023).as_str(), bytes(1536).as_str()), ("1023 B", "1.5 KiB"));
+    }
+}

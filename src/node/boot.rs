@@ -1,0 +1,426 @@
+//! From a data folder to a running node: lock, control file, store, log, role, listeners.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::base::limits::{LEASE, RECENT_LOG_BYTES};
+use crate::base::{CommittedLsn, Lsn, NodeId, WallMs};
+use crate::config::Config;
+use crate::io::{FileId, Op, Open, Seam};
+use crate::metrics::Metrics;
+use crate::record::{Record, RecordReader};
+use crate::redo::Redo;
+use crate::replication::{Identity, Secret};
+use crate::role::control::{CONTROL_BYTES, choose};
+use crate::role::machine::RoleConfig;
+use crate::role::{Command, ControlCopy, ControlError, ControlState, DataStatus, Input, RoleMachine};
+use crate::store::{SLOT_BYTES, Store, StoreConfig, StoreError, WalkStep};
+use crate::wal::{
+    FrameScan, KeeperConfig, LogFile, RecoverError, RecoverParams, Recovered, SegmentKeeper, Verdict, Wal, WalConfig,
+    recover,
+};
+
+use super::admin::Admin;
+use super::clients::Clients;
+use super::control_file::ControlFile;
+use super::data::Data;
+use super::files::{Folder, read_small};
+use super::gates::Watermarks;
+use super::groups::Groups;
+use super::links::Links;
+use super::log::{Log, SegmentFiles};
+use super::run::StartRole;
+use super::streams::Streams;
+use super::{CHECKPOINT_BYTES, Node, POLICY_FRAME_RECORDS_MAX};
+
+/// How a node is started.
+#[derive(Clone, Debug)]
+pub struct BootOptions {
+    pub config: Config,
+    pub role: Option<StartRole>,
+    /// `-M primary --alone`.
+    pub alone: bool,
+    /// DSYNC writes rather than write and flush; chosen by calibration.
+    pub durable_writes: bool,
+    pub frames_in_flight: usize,
+    /// Log bytes between two checkpoints of the same shard; the default when zero.
+    pub checkpoint_bytes: u64,
+}
+
+impl BootOptions {
+    pub fn new(config: Config) -> BootOptions {
+        BootOptions { config, role: None, alone: false, durable_writes: true, frames_in_flight: 4, checkpoint_bytes: 0 }
+    }
+}
+
+/// Why a node does not start. Each text says what to do.
+#[derive(Debug)]
+pub enum BootError {
+    /// Another process holds the folder, or its last writes have not landed yet: try again.
+    Locked,
+    /// The folder holds no node.
+    NotInitialised { path: String },
+    Control(ControlError),
+    /// The configuration names another cluster.
+    OtherCluster { found: String, configured: String },
+    Store(StoreError),
+    Log(RecoverError),
+    Io { what: &'static str, error: std::io::Error },
+}
+
+impl std::fmt::Display for BootError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            BootError::Locked => f.write_str("another process runs on this data folder (or is just ending)"),
+            BootError::NotInitialised { path } => write!(
+                f,
+                "no node in {path}: is the disk mounted? A new node is made by `baton init` only"
+            ),
+            BootError::Control(error) => write!(f, "{error}"),
+            BootError::OtherCluster { found, configured } => write!(
+                f,
+                "the data folder belongs to cluster {found:?}, the configuration names {configured:?}: wrong folder or \
+                 wrong configuration"
+            ),
+            BootError::Store(error) => write!(f, "the store does not open: {error}"),
+            BootError::Log(error) => write!(f, "the log cannot be read: {error}"),
+            BootError::Io { what, error } => write!(f, "{what}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for BootError {}
+
+fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> BootError {
+    move |error| BootError::Io { what, error }
+}
+
+impl<S: Seam> Node<S> {
+    /// Starts a node on its data folder. Everything that blocks happens here, before the loop.
+    pub fn boot(mut seam: S, options: BootOptions) -> Result<Node<S>, (BootError, S)> {
+        match Self::assemble(&mut seam, options) {
+            Ok(parts) => Ok(parts.into_node(seam)),
+            Err(error) => Err((error, seam)),
+        }
+    }
+
+    fn assemble(seam: &mut S, options: BootOptions) -> Result<Parts, BootError> {
+        let config = options.config.clone();
+        let folder = Folder::new(&config.data);
+        let control_paths = folder.control();
+        let here = seam.list(folder.root()).unwrap_or_default();
+        if !here.iter().any(|name| name.starts_with("control.")) {
+            return Err(BootError::NotInitialised { path: folder.root().display().to_string() });
+        }
+        match seam.lock_folder(folder.root()) {
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Err(BootError::Locked),
+            Err(e) => return Err(BootError::Io { what: "locking the data folder", error: e }),
+        }
+        let control = read_control(seam, &folder, config.node)?;
+        if control.cluster_name != config.cluster {
+            return Err(BootError::OtherCluster { found: control.cluster_name, configured: config.cluster });
+        }
+        let a = seam.open(&control_paths[0], Open::Existing).map_err(io("opening control.a"))?;
+        let b = seam.open(&control_paths[1], Open::Existing).map_err(io("opening control.b"))?;
+        let (store, superblock, pages) = open_store(seam, &folder, &config, &control)?;
+        let (recovered, policies) = recover_log(seam, &folder, &control, &store)?;
+        Ok(Parts { options, folder, control, control_files: [a, b], store, superblock, pages, recovered, policies })
+    }
+}
+
+/// Reads both control copies and heals a bad one.
+fn read_control<S: Seam>(seam: &mut S, folder: &Folder, node: NodeId) -> Result<ControlState, BootError> {
+    let paths = folder.control();
+    let mut copies = [None, None];
+    for (copy, path) in copies.iter_mut().zip(&paths) {
+        *copy = read_small(seam, path, CONTROL_BYTES * 2).ok().flatten();
+    }
+    let trimmed = |c: &Option<Vec<u8>>| c.as_ref().map(|b| b[..b.len().min(CONTROL_BYTES)].to_vec());
+    let (a, b) = (trimmed(&copies[0]), trimmed(&copies[1]));
+    let chosen = choose(a.as_deref(), b.as_deref(), None, Some(node)).map_err(BootError::Control)?;
+    if let Some(copy) = chosen.heal {
+        let path = match copy {
+            ControlCopy::A => &paths[0],
+            ControlCopy::B => &paths[1],
+        };
+        tracing::warn!(copy = %path.display(), "one control copy was bad or old and is rewritten from the other");
+        heal_control(seam, path, &chosen.state).map_err(io("healing a control copy"))?;
+    }
+    Ok(chosen.state)
+}
+
+fn heal_control<S: Seam>(seam: &mut S, path: &std::path::Path, state: &ControlState) -> std::io::Result<()> {
+    match seam.open(path, Open::Existing) {
+        Ok(file) => {
+            let result = super::files::write_durable(seam, file, 0, &state.encode());
+            seam.close_file(file);
+            result
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            super::files::create_durable(seam, path, &state.encode())
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// How the memory budget is divided.
+pub(super) fn store_config(config: &Config, control: &ControlState) -> StoreConfig {
+    let memory = usize::try_from(config.memory).unwrap_or(usize::MAX);
+    StoreConfig {
+        cluster: control.cluster,
+        shards: control.shards,
+        cache_bytes: memory / 2,
+        delta_bytes: memory / 4,
+    }
+}
+
+fn open_store<S: Seam>(
+    seam: &mut S,
+    folder: &Folder,
+    config: &Config,
+    control: &ControlState,
+) -> Result<(Store, FileId, FileId), BootError> {
+    let superblock = seam.open(&folder.superblock(), Open::Existing).map_err(io("opening the superblock"))?;
+    let pages = seam.open(&folder.pages(), Open::Existing).map_err(io("opening the page file"))?;
+    let slots: Vec<Option<Vec<u8>>> =
+        [0, SLOT_BYTES].iter().map(|at| seam.read_now(superblock, *at, SLOT_BYTES as usize).ok().map(|b| b.to_vec())).collect();
+    let mut store = Store::open(store_config(config, control), slots[0].as_deref(), slots[1].as_deref())
+        .map_err(BootError::Store)?;
+    let page_bytes = crate::base::limits::PAGE_BYTES;
+    let len = seam.file_len(pages).map_err(io("measuring the page file"))?;
+    store.pages_grown(len / page_bytes as u64);
+    loop {
+        match store.walk_step() {
+            WalkStep::NeedPages(wanted) => {
+                for page in wanted {
+                    let bytes = seam
+                        .read_now(pages, page.0 * page_bytes as u64, page_bytes)
+                        .map_err(io("reading a page"))?;
+                    if let Err(damage) = store.page_read(page, &bytes) {
+                        tracing::error!(page = page.0, what = damage.what, "an inner page is damaged");
+                        let error = std::io::Error::other(format!("page {} is damaged: {}", page.0, damage.what));
+                        return Err(BootError::Io { what: "walking the store", error });
+                    }
+                }
+            }
+            WalkStep::Working | WalkStep::Waiting => {}
+            WalkStep::Done => return Ok((store, superblock, pages)),
+        }
+    }
+}
+
+type Policies = Vec<(Vec<u8>, Lsn, Lsn)>;
+
+fn recover_log<S: Seam>(
+    seam: &mut S,
+    folder: &Folder,
+    control: &ControlState,
+    store: &Store,
+) -> Result<(Recovered, Policies), BootError> {
+    let history = control.history.clone();
+    let term_at = move |at: Lsn| history.term_at(at);
+    let params = RecoverParams {
+        cluster: control.cluster,
+        segment_bytes: control.segment_bytes,
+        from: store.redo_from(),
+        before: None,
+        term_at: &term_at,
+        known_commit: control.known_committed.lsn(),
+        repair_mark: Lsn::ZERO,
+    };
+    let mut files = SegmentFiles { seam, folder };
+    let recovered = recover(&mut files, &params).map_err(BootError::Log)?;
+    let geometry = crate::wal::Geometry::new(control.cluster, control.segment_bytes);
+    let mut policies = Vec::new();
+    for frame in FrameScan::new(&mut files, geometry, store.redo_from(), recovered.end.end, None) {
+        let Ok(frame) = frame else { break };
+        if frame.header.records > POLICY_FRAME_RECORDS_MAX {
+            continue;
+        }
+        for record in RecordReader::new(frame.payload()) {
+            if let Ok((Record::Policy { generation }, _)) = record {
+                policies.push((generation.to_vec(), frame.header.first, frame.header.end()));
+            }
+        }
+    }
+    Ok((recovered, policies))
+}
+
+/// What assembling found.
+struct Parts {
+    options: BootOptions,
+    folder: Folder,
+    control: ControlState,
+    control_files: [FileId; 2],
+    store: Store,
+    superblock: FileId,
+    pages: FileId,
+    recovered: Recovered,
+    policies: Policies,
+}
+
+impl Parts {
+    fn into_node<S: Seam>(self, mut seam: S) -> Node<S> {
+        let Parts { options, folder, control, control_files, store, superblock, pages, recovered, policies } = self;
+        let config = Arc::new(options.config.clone());
+        let now = seam.now();
+        tell_recovery(&recovered);
+        let whole = !matches!(recovered.verdict, Verdict::Damaged { .. });
+        let wal = Wal::resume(
+            WalConfig {
+                cluster: control.cluster,
+                segment_bytes: control.segment_bytes,
+                frames_in_flight: options.frames_in_flight,
+                durable_writes: options.durable_writes,
+                recent_bytes: RECENT_LOG_BYTES.min((config.memory / 8) as usize),
+            },
+            &recovered,
+        );
+        let retention = config.log_retention.unwrap_or(16 << 30);
+        let files = log_files(&mut seam, &folder);
+        let keeper = SegmentKeeper::new(
+            KeeperConfig { segment_bytes: control.segment_bytes, spare_segments: 1, retention_bytes: retention },
+            &files,
+        );
+        let identity = Identity {
+            cluster: control.cluster,
+            node: control.node,
+            incarnation: control.incarnation,
+            run: seam.random_u128(),
+            session: control.promised,
+        };
+        let members: Vec<_> = config.members.iter().map(|m| (m.node, m.peer)).collect();
+        let secret_text = config.peer_secret.as_ref().map_or("", |s| s.reveal());
+        let secret = Secret::new(secret_text.as_bytes(), true).expect("an empty secret is allowed on loopback");
+        let links = Links::new(identity, secret, &members, seam.random());
+        let role = RoleMachine::new(
+            RoleConfig {
+                peers: config.peers().map(|m| m.node).collect(),
+                cascade: config.me().upstream.is_some(),
+                lease: LEASE,
+                seed: seam.random(),
+            },
+            control,
+            now,
+        );
+        let redo = Redo::new(&store);
+        let applied = store.redo_from();
+        let committed = CommittedLsn(recovered.known_committed.lsn());
+        let clock = recovered.clock;
+        let segment_bytes = role.control().segment_bytes;
+        let input_budget = (config.memory / 8) as usize;
+        let clients = Clients::new(input_budget, seam.random());
+        let mut node = Node {
+            control: ControlFile::new(control_files),
+            role,
+            role_inputs: Default::default(),
+            role_effects: Vec::new(),
+            acks_stopped: false,
+            drain: None,
+            term_start_end: Lsn::ZERO,
+            log: Log::new(wal, keeper, whole, segment_bytes),
+            log_moved: true,
+            log_failure_told: false,
+            disk_full: false,
+            groups: Groups::default(),
+            committed,
+            commit_to_announce: false,
+            acks_moved: false,
+            data: Data::new(store, redo, applied, clock, pages, superblock),
+            data_memory: Default::default(),
+            delta_budget: (config.memory / 4) as usize,
+            checkpoint_bytes: if options.checkpoint_bytes > 0 { options.checkpoint_bytes } else { CHECKPOINT_BYTES },
+            clock_floor: WallMs(0),
+            serving: false,
+            executed: false,
+            serve_after: None,
+            readable_from: committed.lsn(),
+            roots: Default::default(),
+            voters_missing_since: None,
+            links,
+            link_events: Vec::new(),
+            streams: Streams::new(),
+            peer_listener: crate::io::ListenerId(u32::MAX),
+            clients,
+            client_listener: crate::io::ListenerId(u32::MAX),
+            marks: Watermarks::NONE,
+            gates_moved: false,
+            mailbox: None,
+            board: None,
+            admin: Admin::default(),
+            exit: None,
+            stopping: None,
+            seam,
+            config,
+            folder,
+            identity,
+            now,
+            started: now,
+            events: Vec::new(),
+            deadline: now,
+            tick_at: now,
+            metrics: Metrics::new(),
+        };
+        if !whole {
+            let incarnation = node.identity.incarnation;
+            let status = DataStatus::Damaged;
+            node.tell_role(Input::DataChanged { status, incarnation, history: None, policy: None });
+        }
+        for (encoded, start, end) in policies {
+            node.policy_seen(&encoded, start, end);
+        }
+        node.tell_role(Input::Tick);
+        match options.role {
+            Some(StartRole::Primary) => {
+                let command = Command::RequestPrimary { alone: options.alone, force: options.alone };
+                node.tell_role(Input::Command { op: super::admin::START_OP, command });
+            }
+            Some(StartRole::Standby | StartRole::CascadeStandby | StartRole::Pending) | None => {}
+        }
+        node
+    }
+}
+
+impl<S: Seam> Node<S> {
+    /// Opens the ports. Separate from [`Node::boot`], so that a port in use is its own error.
+    pub fn listen(&mut self) -> std::io::Result<(std::net::SocketAddr, std::net::SocketAddr)> {
+        let (peer, peer_addr) = self.seam.listen(self.config.peer_listen)?;
+        let (client, client_addr) = self.seam.listen(self.config.client_listen)?;
+        self.peer_listener = peer;
+        self.client_listener = client;
+        self.seam.submit(Op::Accept { listener: peer });
+        self.seam.submit(Op::Accept { listener: client });
+        Ok((client_addr, peer_addr))
+    }
+}
+
+fn log_files<S: Seam>(seam: &mut S, folder: &Folder) -> Vec<(LogFile, u64)> {
+    let names = seam.list(&folder.wal()).unwrap_or_default();
+    let mut files = Vec::new();
+    for name in names {
+        let Some(file) = LogFile::parse(&name) else { continue };
+        let Ok(opened) = seam.open(&folder.wal_file(&name), Open::ReadOnly) else { continue };
+        let len = seam.file_len(opened).unwrap_or(0);
+        seam.close_file(opened);
+        files.push((file, len));
+    }
+    files
+}
+
+fn tell_recovery(recovered: &Recovered) {
+    let end = recovered.end.end;
+    let committed = recovered.known_committed;
+    match recovered.verdict {
+        Verdict::Clean => tracing::info!(%end, %committed, frames = recovered.frames, "log recovered"),
+        Verdict::Torn { zero_from, zero_to } => tracing::info!(
+            %end, %committed, frames = recovered.frames, %zero_from, %zero_to, "log recovered, torn tail zeroed"
+        ),
+        Verdict::Damaged { at, mark, .. } => tracing::error!(
+            %end, %at, %mark, "the log is damaged below what was durable: this node does not count until it is repaired"
+        ),
+    }
+}
+
+/// How long a start waits for a dying predecessor's writes.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(10);

@@ -1,0 +1,360 @@
+//! Shards, pages and checkpoints: redo of committed frames, merges in slices, the superblock.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::base::{AlignedBuf, AppliedLsn, Lsn, ShardId, SharedSlice, Stamp, WallMs};
+use crate::base::limits::PAGE_BYTES;
+use crate::io::{ConnId, FileId, Op, Seam};
+use crate::record::{HEADER_BYTES, MERGE_VERSION, Record};
+use crate::redo::{FrameCursor, Progress, Redo};
+use crate::store::{FlushToken, MergeStep, Miss, PageNo, Store};
+use crate::wal::ReadLog;
+
+use super::stream::Reader;
+use super::{Node, token};
+
+/// Log bytes applied in one turn, so that acknowledgements never wait long behind redo.
+const APPLY_BYTES: usize = 1 << 20;
+/// Pages read or made by merges in one turn.
+const MERGE_PAGES: usize = 8;
+/// One piece of growing the page file.
+const GROW_BYTES: u64 = 1 << 20;
+
+/// The store and what is under way for it.
+pub struct Data {
+    pub store: Store,
+    pub redo: Redo,
+    pub applied: AppliedLsn,
+    /// The leader's clock as carried by frames and heartbeats: standbys expire by it.
+    pub clock: WallMs,
+    cursor: FrameCursor,
+    pages: FileId,
+    superblock: FileId,
+    reading: BTreeSet<PageNo>,
+    /// Pages that failed their check: whoever needs them gets an error.
+    pub damaged: BTreeMap<PageNo, String>,
+    /// Clients whose command waits for a page.
+    pub parked: BTreeMap<PageNo, Vec<ConnId>>,
+    growing: Option<Growing>,
+    superblock_busy: bool,
+    redo_reading: bool,
+    /// Position at which the last checkpoint record was logged by this primary, and the shard it named.
+    next_shard: u16,
+    last_checkpoint: Lsn,
+    more_merges: bool,
+    /// Roots of finished checkpoints not yet compared with other nodes.
+    pub fresh_roots: Vec<(ShardId, Lsn, crate::base::Digest)>,
+}
+
+#[derive(Debug)]
+struct Growing {
+    at: u64,
+    to: u64,
+    pages: u64,
+}
+
+impl Data {
+    pub fn new(store: Store, redo: Redo, applied: Lsn, clock: WallMs, pages: FileId, superblock: FileId) -> Data {
+        Data {
+            store,
+            redo,
+            applied: AppliedLsn(applied),
+            clock,
+            cursor: FrameCursor::default(),
+            pages,
+            superblock,
+            reading: BTreeSet::new(),
+            damaged: BTreeMap::new(),
+            parked: BTreeMap::new(),
+            growing: None,
+            superblock_busy: false,
+            redo_reading: false,
+            next_shard: 0,
+            last_checkpoint: applied,
+            more_merges: true,
+            fresh_roots: Vec::new(),
+        }
+    }
+
+    pub fn leader_clock(&mut self, clock: WallMs) {
+        self.clock = self.clock.max(clock);
+    }
+}
+
+impl<S: Seam> Node<S> {
+    /// Applies committed frames, a slice of them. Says whether more is ready to be applied.
+    pub(super) fn apply_some(&mut self) -> bool {
+        if self.executed || self.data.redo_reading {
+            return false;
+        }
+        let limit = self.committed.lsn().min(self.log.wal.flushed().lsn());
+        let applied = self.data.applied.lsn();
+        if applied >= limit {
+            return false;
+        }
+        match self.log.wal.read_from(applied, APPLY_BYTES) {
+            ReadLog::Frames(frames) => self.apply_frames(&frames, limit),
+            ReadLog::OnDisk { len, .. } => {
+                self.data.redo_reading = true;
+                self.read_log(Reader::Redo, applied, len);
+                false
+            }
+            ReadLog::End => false,
+            ReadLog::Gone { .. } | ReadLog::NoBorder => {
+                tracing::error!(%applied, oldest = %self.log.oldest(), "redo finds no log at its place");
+                self.fail("the log that redo needs is gone");
+                false
+            }
+        }
+    }
+
+    fn apply_frames(&mut self, frames: &[crate::wal::Frame], limit: Lsn) -> bool {
+        for (header, used) in frames {
+            if header.end() > limit {
+                return false;
+            }
+            let payload = &used[HEADER_BYTES..];
+            let data = &mut self.data;
+            let result = data.redo.apply_frame(
+                &mut data.store,
+                header.first,
+                payload,
+                &mut data.cursor,
+                Stamp::COMMITTED,
+                &mut |record| {
+                    if let Record::TermStart { term, leader, .. } = record {
+                        tracing::debug!(%term, %leader, "term start applied");
+                    }
+                },
+            );
+            match result {
+                Ok(Progress::Done) => {
+                    data.cursor = FrameCursor::default();
+                    data.applied.advance(header.end());
+                    data.clock = data.clock.max(header.clock);
+                    data.more_merges = true;
+                }
+                Ok(Progress::Stalled(shard)) => {
+                    tracing::debug!(%shard, "redo waits for a checkpoint to finish");
+                    data.more_merges = true;
+                    return false;
+                }
+                Err(error) => {
+                    tracing::error!(?error, at = %header.first, "redo stops");
+                    self.fail("redo cannot apply the log");
+                    return false;
+                }
+            }
+        }
+        self.data.applied.lsn() < limit
+    }
+
+    /// Log read from disk for redo.
+    pub(super) fn redo_loaded(&mut self, frames: std::io::Result<Vec<crate::wal::Frame>>) {
+        self.data.redo_reading = false;
+        match frames {
+            Ok(frames) => {
+                let limit = self.committed.lsn().min(self.log.wal.flushed().lsn());
+                let frames: Vec<_> = frames.into_iter().filter(|(h, _)| h.first >= self.data.applied.lsn()).collect();
+                self.apply_frames(&frames, limit);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the log cannot be read for redo");
+                self.fail("the log cannot be read");
+            }
+        }
+    }
+
+    /// On the primary: logs a checkpoint when enough log or delta has gathered. Only between groups: the record stands
+    /// in front of everything else in its frame.
+    pub(super) fn log_checkpoints(&mut self) {
+        if !self.serving || !self.log.wal.writer().is_empty() {
+            return;
+        }
+        let end = self.log.wal.end().end;
+        let shards = self.control_shards();
+        let share = (self.checkpoint_bytes / u64::from(shards)).max(1);
+        let pressed = self.data.store.memory().delta_bytes > self.delta_budget / 2;
+        if end.since(self.data.last_checkpoint) < share && !pressed {
+            return;
+        }
+        let shard = match pressed {
+            true => (0..shards).map(ShardId).max_by_key(|s| self.data.store.delta_bytes(*s)).expect("V > 0"),
+            false => {
+                let shard = ShardId(self.data.next_shard % shards);
+                self.data.next_shard = (self.data.next_shard + 1) % shards;
+                shard
+            }
+        };
+        self.data.last_checkpoint = end;
+        if self.data.store.merging(shard) {
+            return;
+        }
+        if self.data.store.delta_bytes(shard) == 0 && end.since(self.data.store.checkpoint_lsn(shard)) < self.checkpoint_bytes {
+            return;
+        }
+        self.checkpoint_shard(shard);
+    }
+
+    fn checkpoint_shard(&mut self, shard: ShardId) {
+        let at = self.log.wal.end().end;
+        let stamp = self.log.wal.open_stamp();
+        let writer = self.log.wal.writer();
+        writer.push(Record::Checkpoint { shard, merge_version: MERGE_VERSION, at });
+        writer.end_transaction();
+        self.data.store.freeze(shard, at, stamp);
+        self.data.more_merges = true;
+    }
+
+    /// Moves merges, page writes and the superblock along. Says whether more can be done at once.
+    pub(super) fn merge_some(&mut self) -> bool {
+        let mut budget = MERGE_PAGES;
+        let mut more = false;
+        while self.data.more_merges && budget > 0 {
+            budget -= 1;
+            match self.data.store.merge_step(1) {
+                MergeStep::NeedPages(pages) => pages.into_iter().for_each(|p| self.read_page(p)),
+                MergeStep::Write(writes) => {
+                    for (page, data) in writes {
+                        let (file, offset) = (self.data.pages, page.0 * PAGE_BYTES as u64);
+                        let token = token::page_write(page.0);
+                        self.seam.submit(Op::Write { token, file, offset, data, durable: false });
+                    }
+                }
+                MergeStep::Grow { to_pages } => {
+                    self.grow_pages(to_pages);
+                    self.data.more_merges = false;
+                }
+                MergeStep::Merged { shard, at, digest } => {
+                    tracing::debug!(%shard, %at, %digest, "checkpoint merged");
+                    self.data.fresh_roots.push((shard, at, digest));
+                }
+                MergeStep::Working => {}
+                MergeStep::Waiting | MergeStep::Idle => self.data.more_merges = false,
+            }
+            more = self.data.more_merges;
+        }
+        if let Some(flush) = self.data.store.wants_flush() {
+            self.seam.submit(Op::Flush { token: token::page_flush(flush.0), file: self.data.pages });
+        }
+        if !self.data.superblock_busy
+            && let Some(image) = self.data.store.superblock(self.committed.lsn())
+        {
+            self.data.superblock_busy = true;
+            let file = self.data.superblock;
+            let (offset, data) = (image.slot_offset, image.data);
+            self.seam.submit(Op::Write { token: token::superblock(), file, offset, data, durable: true });
+        }
+        more
+    }
+
+    fn grow_pages(&mut self, to_pages: u64) {
+        if self.data.growing.is_some() {
+            return;
+        }
+        let at = self.seam.file_len(self.data.pages).unwrap_or(0);
+        self.data.growing = Some(Growing { at, to: to_pages * PAGE_BYTES as u64, pages: to_pages });
+        self.grow_on();
+    }
+
+    /// Writes the next piece of zeroes behind the page file's end.
+    fn grow_on(&mut self) {
+        let Some(growing) = &mut self.data.growing else { return };
+        if growing.at >= growing.to {
+            let pages = growing.pages;
+            self.data.growing = None;
+            self.data.store.pages_grown(pages);
+            self.data.more_merges = true;
+            return;
+        }
+        let piece = (growing.to - growing.at).min(GROW_BYTES);
+        let data = AlignedBuf::zeroed(piece as usize).share();
+        let (file, offset) = (self.data.pages, growing.at);
+        growing.at += piece;
+        self.seam.submit(Op::Write { token: token::page_grow(), file, offset, data, durable: false });
+    }
+
+    pub(super) fn grown(&mut self, result: std::io::Result<()>) {
+        match result {
+            Ok(()) => self.grow_on(),
+            Err(error) => self.data_failed("growing the page file", &error),
+        }
+    }
+
+    pub(super) fn read_page(&mut self, page: PageNo) {
+        if self.data.damaged.contains_key(&page) || !self.data.reading.insert(page) {
+            return;
+        }
+        let (file, offset) = (self.data.pages, page.0 * PAGE_BYTES as u64);
+        self.seam.submit(Op::Read { token: token::page_read(page.0), file, offset, len: PAGE_BYTES });
+    }
+
+    pub(super) fn page_arrived(&mut self, page: u64, result: std::io::Result<AlignedBuf>) {
+        let page = PageNo(page);
+        self.data.reading.remove(&page);
+        self.data.more_merges = true;
+        let damage = match result {
+            Ok(bytes) => self.data.store.page_read(page, &bytes).err().map(|d| d.what.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(what) = damage {
+            tracing::error!(page = page.0, what, "a page of the store is damaged");
+            self.data.damaged.insert(page, what);
+        }
+        for conn in self.data.parked.remove(&page).unwrap_or_default() {
+            self.resume_client(conn);
+        }
+    }
+
+    /// A command needs a page: read it, and everything known to be needed with it.
+    pub(super) fn park(&mut self, conn: ConnId, miss: Miss) {
+        for page in self.data.store.wanted(miss) {
+            self.read_page(page);
+        }
+        self.read_page(miss.page);
+        self.data.parked.entry(miss.page).or_default().push(conn);
+    }
+
+    pub(super) fn page_written(&mut self, page: u64, result: std::io::Result<()>) {
+        match result {
+            Ok(()) => {
+                self.data.store.page_written(PageNo(page));
+                self.data.more_merges = true;
+            }
+            Err(error) => self.data_failed("writing a page", &error),
+        }
+    }
+
+    pub(super) fn pages_flushed(&mut self, round: u64, result: std::io::Result<()>) {
+        match result {
+            Ok(()) => {
+                self.data.store.pages_flushed(FlushToken(round));
+                self.data.more_merges = true;
+            }
+            Err(error) => self.data_failed("flushing pages", &error),
+        }
+    }
+
+    pub(super) fn superblock_written(&mut self, result: std::io::Result<()>) {
+        match result {
+            Ok(()) => {
+                self.data.superblock_busy = false;
+                self.data.store.superblock_durable();
+                self.data.more_merges = true;
+                self.retain_log();
+            }
+            Err(error) => self.data_failed("writing the superblock", &error),
+        }
+    }
+
+    /// A failed write or flush is never retried: nobody knows any more what is on the disk (protocol 5.6).
+    fn data_failed(&mut self, what: &str, error: &std::io::Error) {
+        tracing::error!(what, %error, "the data disk failed");
+        self.fail("a write to the data files failed");
+    }
+
+    /// A clone of a shared slice as its own bytes, for tails and inspection.
+    pub(super) fn bytes_of(slice: &SharedSlice) -> Vec<u8> {
+        slice.to_vec()
+    }
+}

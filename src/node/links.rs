@@ -1,0 +1,424 @@
+//! Connections between nodes: dialling, accepting, the handshake, silence. What is said on them is decided elsewhere.
+//!
+//! Every node dials every other member and keeps that link; what it asks, it asks there. Role messages use whichever
+//! link to the peer stands.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::base::limits::{HANDSHAKE_MAX, PEER_SILENCE_MAX, REDIAL_MAX, REDIAL_MIN};
+use crate::base::{Incarnation, Mono, NodeId, Prng, SharedSlice, Term};
+use crate::io::{CloseReason, ConnId, Op, Outgoing, ReceivedBytes, Seam};
+use crate::replication::handshake::{Admission, Turn};
+use crate::replication::wire::{GoodbyeReason, encode};
+use crate::replication::{Acceptor, Decoder, Dialer, Envelope, Identity, Message, Peer, Roster, Secret, Session, Stamped};
+
+use super::outbox::Outbox;
+use super::token;
+
+/// Half-open accepted connections kept at once; more are closed at once.
+const UNPROVEN_MAX: usize = 64;
+/// An idle dialled link is probed this often.
+const PING_EVERY: std::time::Duration = std::time::Duration::from_millis(1000);
+
+#[derive(Debug)]
+enum Phase {
+    Dialing(Dialer),
+    Accepting(Acceptor),
+    Up(Session),
+    /// Told goodbye; waits for its last bytes to leave.
+    Closing,
+}
+
+#[derive(Debug)]
+struct Link {
+    outbox: Outbox,
+    decoder: Decoder,
+    phase: Phase,
+    /// The member this link was dialled to.
+    dialed: Option<NodeId>,
+    opened: Mono,
+    heard: Mono,
+    said: Mono,
+}
+
+#[derive(Debug)]
+struct Dial {
+    addr: SocketAddr,
+    connecting: bool,
+    conn: Option<ConnId>,
+    retry_at: Mono,
+    wait: std::time::Duration,
+    /// Why the last try failed, for `query`.
+    last_error: Option<String>,
+}
+
+/// What a link tells the node.
+#[derive(Debug)]
+pub enum LinkEvent {
+    Up { conn: ConnId, session: Session },
+    Message { conn: ConnId, session: Session, envelope: Envelope },
+    Down { conn: ConnId, session: Session, process_gone: bool },
+}
+
+/// All peer connections of one node.
+pub struct Links {
+    identity: Identity,
+    secret: Secret,
+    links: BTreeMap<ConnId, Link>,
+    dials: BTreeMap<NodeId, Dial>,
+    rng: Prng,
+}
+
+impl Links {
+    pub fn new(identity: Identity, secret: Secret, members: &[(NodeId, SocketAddr)], seed: u64) -> Links {
+        let dials = members
+            .iter()
+            .filter(|(node, _)| *node != identity.node)
+            .map(|(node, addr)| {
+                let dial = Dial {
+                    addr: *addr,
+                    connecting: false,
+                    conn: None,
+                    retry_at: Mono(0),
+                    wait: REDIAL_MIN,
+                    last_error: None,
+                };
+                (*node, dial)
+            })
+            .collect();
+        Links { identity, secret, links: BTreeMap::new(), dials, rng: Prng::new(seed) }
+    }
+
+    /// The term named in handshakes: the highest that this node promised or follows.
+    pub fn set_session(&mut self, term: Term) {
+        self.identity.session = term;
+    }
+
+    pub fn owns(&self, conn: ConnId) -> bool {
+        self.links.contains_key(&conn)
+    }
+
+    /// Starts due dials, drops slow handshakes and silent links, probes idle ones.
+    pub fn tick<S: Seam>(&mut self, seam: &mut S, now: Mono) {
+        for (node, dial) in &mut self.dials {
+            if dial.conn.is_none() && !dial.connecting && now >= dial.retry_at {
+                dial.connecting = true;
+                seam.submit(Op::Connect { token: token::dial(*node), addr: dial.addr });
+            }
+        }
+        let mut ping = Vec::new();
+        let mut drop = Vec::new();
+        for (conn, link) in &self.links {
+            match &link.phase {
+                Phase::Up(_) if now.since(link.heard) > PEER_SILENCE_MAX => drop.push(*conn),
+                Phase::Up(_) if link.dialed.is_some() && now.since(link.said) >= PING_EVERY => ping.push(*conn),
+                Phase::Up(_) => {}
+                _ if now.since(link.opened) > HANDSHAKE_MAX => drop.push(*conn),
+                _ => {}
+            }
+        }
+        for conn in drop {
+            seam.submit(Op::Close { conn });
+        }
+        for conn in ping {
+            let beat = crate::replication::wire::Heartbeat {
+                seq: 0,
+                sent: now,
+                commit: Default::default(),
+                end: Default::default(),
+                clock: Default::default(),
+                wants_grant: false,
+            };
+            self.send(seam, conn, now, &Message::Heartbeat(beat));
+        }
+    }
+
+    /// When [`Links::tick`] is wanted next.
+    pub fn deadline(&self, now: Mono) -> Mono {
+        let dials = self.dials.values().filter(|d| d.conn.is_none() && !d.connecting).map(|d| d.retry_at).min();
+        dials.unwrap_or(now + PING_EVERY).min(now + PING_EVERY)
+    }
+
+    pub fn connected<S: Seam>(
+        &mut self,
+        seam: &mut S,
+        node: NodeId,
+        result: std::io::Result<ConnId>,
+        now: Mono,
+        nonce: [u8; 32],
+    ) {
+        let Some(dial) = self.dials.get_mut(&node) else { return };
+        dial.connecting = false;
+        match result {
+            Ok(conn) => {
+                dial.conn = Some(conn);
+                let dialer = Dialer::new(self.identity, node, self.secret.clone(), nonce);
+                let hello = (dialer.stamped(), dialer.hello());
+                self.adopt(seam, conn, Phase::Dialing(dialer), Some(node), now);
+                self.send_stamped(seam, conn, now, &hello.0, &hello.1);
+            }
+            Err(error) => {
+                dial.last_error = Some(error.to_string());
+                self.redial_later(node, now);
+            }
+        }
+    }
+
+    pub fn accepted<S: Seam>(&mut self, seam: &mut S, conn: ConnId, now: Mono, nonce: [u8; 32]) {
+        let unproven = self.links.values().filter(|l| !matches!(l.phase, Phase::Up(_))).count();
+        let acceptor = Acceptor::new(self.identity, self.secret.clone(), nonce);
+        self.adopt(seam, conn, Phase::Accepting(acceptor), None, now);
+        if unproven >= UNPROVEN_MAX {
+            seam.submit(Op::Close { conn });
+        }
+    }
+
+    fn adopt<S: Seam>(&mut self, seam: &mut S, conn: ConnId, phase: Phase, dialed: Option<NodeId>, now: Mono) {
+        let link = Link {
+            outbox: Outbox::new(conn),
+            decoder: Decoder::new(),
+            phase,
+            dialed,
+            opened: now,
+            heard: now,
+            said: now,
+        };
+        self.links.insert(conn, link);
+        seam.submit(Op::Receive { conn });
+    }
+
+    fn redial_later(&mut self, node: NodeId, now: Mono) {
+        let Some(dial) = self.dials.get_mut(&node) else { return };
+        // A little chance keeps two nodes from knocking in step for ever.
+        let spread = dial.wait.as_millis() as u64 / 4 + 1;
+        dial.retry_at = now + dial.wait + std::time::Duration::from_millis(self.rng.below(spread));
+        dial.wait = (dial.wait * 2).min(REDIAL_MAX);
+    }
+
+    /// Received bytes become link events. `incarnations` knows which incarnation a member is bound to.
+    pub fn received<S: Seam>(
+        &mut self,
+        seam: &mut S,
+        conn: ConnId,
+        bytes: &ReceivedBytes,
+        now: Mono,
+        members: &[(NodeId, Option<Incarnation>)],
+        out: &mut Vec<LinkEvent>,
+    ) {
+        let Some(link) = self.links.get_mut(&conn) else { return };
+        link.heard = now;
+        if matches!(link.phase, Phase::Closing) {
+            return;
+        }
+        if let Err(error) = link.decoder.push(bytes) {
+            return self.fail(seam, conn, now, error.to_string());
+        }
+        loop {
+            let Some(link) = self.links.get_mut(&conn) else { return };
+            let envelope = match link.decoder.next() {
+                Ok(Some(envelope)) => envelope,
+                Ok(None) => return,
+                Err(error) => return self.fail(seam, conn, now, error.to_string()),
+            };
+            match &link.phase {
+                Phase::Closing => return,
+                Phase::Up(session) => {
+                    if let Message::Goodbye { reason, text } = &envelope.message {
+                        tracing::info!(peer = %session.peer.node, ?reason, text, "peer said goodbye");
+                        seam.submit(Op::Close { conn });
+                        link.phase = Phase::Closing;
+                        return;
+                    }
+                    out.push(LinkEvent::Message { conn, session: *session, envelope });
+                }
+                Phase::Dialing(_) | Phase::Accepting(_) => self.shake(seam, conn, envelope, now, members, out),
+            }
+        }
+    }
+
+    fn shake<S: Seam>(
+        &mut self,
+        seam: &mut S,
+        conn: ConnId,
+        envelope: Envelope,
+        now: Mono,
+        members: &[(NodeId, Option<Incarnation>)],
+        out: &mut Vec<LinkEvent>,
+    ) {
+        let live: Vec<Peer> = self.sessions().map(|(_, session)| session.peer).collect();
+        let admit = |peer: &Peer| -> Admission { Roster { members, live: &live }.admit(peer) };
+        let link = self.links.get_mut(&conn).expect("the caller holds it");
+        let Envelope { stamped, message } = envelope;
+        let (turn, own) = match &mut link.phase {
+            Phase::Dialing(dialer) => (dialer.on_message(&stamped, message, &admit), dialer.stamped()),
+            Phase::Accepting(acceptor) => (acceptor.on_message(&stamped, message, &admit), acceptor.stamped()),
+            _ => return,
+        };
+        match turn {
+            Turn::Send(message) => self.send_stamped(seam, conn, now, &own, &message),
+            Turn::Established { session, send } => {
+                link.phase = Phase::Up(session);
+                link.decoder.authenticated(session.cluster, session.version);
+                if let Some(node) = link.dialed
+                    && let Some(dial) = self.dials.get_mut(&node)
+                {
+                    dial.wait = REDIAL_MIN;
+                    dial.last_error = None;
+                }
+                if let Some(message) = send {
+                    self.send_stamped(seam, conn, now, &own, &message);
+                }
+                out.push(LinkEvent::Up { conn, session });
+            }
+            Turn::Failed { error, send } => {
+                tracing::warn!(%error, "peer handshake failed");
+                if let Some(node) = link.dialed
+                    && let Some(dial) = self.dials.get_mut(&node)
+                {
+                    dial.last_error = Some(error.to_string());
+                    dial.wait = REDIAL_MAX;
+                }
+                link.phase = Phase::Closing;
+                if let Some(message) = send {
+                    self.send_stamped(seam, conn, now, &own, &message);
+                }
+                self.close_when_sent(seam, conn);
+            }
+        }
+    }
+
+    fn fail<S: Seam>(&mut self, seam: &mut S, conn: ConnId, now: Mono, text: String) {
+        tracing::warn!(error = text, "peer link broke the protocol");
+        let up = matches!(self.links.get(&conn).map(|l| &l.phase), Some(Phase::Up(_)));
+        if up {
+            // At most a goodbye: what came cannot be trusted.
+            self.send(seam, conn, now, &Message::Goodbye { reason: GoodbyeReason::Protocol, text: cut(text) });
+        }
+        seam.submit(Op::Close { conn });
+    }
+
+    /// Ends a link after telling the peer why.
+    pub fn goodbye<S: Seam>(&mut self, seam: &mut S, conn: ConnId, now: Mono, reason: GoodbyeReason, text: &str) {
+        self.send(seam, conn, now, &Message::Goodbye { reason, text: cut(text.to_string()) });
+        seam.submit(Op::Close { conn });
+    }
+
+    fn close_when_sent<S: Seam>(&mut self, seam: &mut S, conn: ConnId) {
+        if self.links.get(&conn).is_some_and(|l| l.outbox.is_drained()) {
+            seam.submit(Op::Close { conn });
+        }
+    }
+
+    pub fn sent<S: Seam>(&mut self, seam: &mut S, conn: ConnId, data: Outgoing) {
+        if let Some(link) = self.links.get_mut(&conn) {
+            link.outbox.sent(data);
+            link.outbox.pump(seam, token::SEND);
+            if matches!(link.phase, Phase::Closing) {
+                self.close_when_sent(seam, conn);
+            }
+        }
+    }
+
+    /// The connection is gone. Links that stood become [`LinkEvent::Down`].
+    pub fn closed(&mut self, conn: ConnId, reason: CloseReason, now: Mono) -> Option<LinkEvent> {
+        let link = self.links.remove(&conn)?;
+        if let Some(node) = link.dialed {
+            if let Some(dial) = self.dials.get_mut(&node) {
+                dial.conn = None;
+                if dial.last_error.is_none() {
+                    dial.last_error = Some(format!("connection ended: {reason:?}"));
+                }
+            }
+            self.redial_later(node, now);
+        }
+        match link.phase {
+            Phase::Up(session) => {
+                let process_gone = matches!(reason, CloseReason::Finished | CloseReason::Reset);
+                Some(LinkEvent::Down { conn, session, process_gone })
+            }
+            _ => None,
+        }
+    }
+
+    /// Links that stand.
+    pub fn sessions(&self) -> impl Iterator<Item = (ConnId, &Session)> {
+        self.links.iter().filter_map(|(conn, link)| match &link.phase {
+            Phase::Up(session) => Some((*conn, session)),
+            _ => None,
+        })
+    }
+
+    pub fn session(&self, conn: ConnId) -> Option<&Session> {
+        match &self.links.get(&conn)?.phase {
+            Phase::Up(session) => Some(session),
+            _ => None,
+        }
+    }
+
+    /// The standing link that this node dialled to `node`.
+    pub fn dialed_to(&self, node: NodeId) -> Option<ConnId> {
+        let conn = self.dials.get(&node)?.conn?;
+        self.session(conn).map(|_| conn)
+    }
+
+    /// Any standing link to `node`, the dialled one first.
+    pub fn any_to(&self, node: NodeId) -> Option<ConnId> {
+        self.dialed_to(node).or_else(|| self.sessions().find(|(_, s)| s.peer.node == node).map(|(conn, _)| conn))
+    }
+
+    pub fn last_error(&self, node: NodeId) -> Option<&str> {
+        self.dials.get(&node)?.last_error.as_deref()
+    }
+
+    /// Bytes waiting on a link.
+    pub fn unsent(&self, conn: ConnId) -> usize {
+        self.links.get(&conn).map_or(0, |l| l.outbox.unsent())
+    }
+
+    /// The envelope of this side's messages on `conn` in the current session.
+    pub fn stamped(&self, conn: ConnId) -> Option<Stamped> {
+        let session = self.session(conn)?;
+        Some(Stamped { cluster: session.cluster, session: self.identity.session, version: session.version })
+    }
+
+    pub fn send<S: Seam>(&mut self, seam: &mut S, conn: ConnId, now: Mono, message: &Message) {
+        if let Some(stamped) = self.stamped(conn) {
+            self.send_stamped(seam, conn, now, &stamped, message);
+        }
+    }
+
+    /// Sends with a chosen session term: acks name the term of the session that they belong to.
+    pub fn send_in<S: Seam>(&mut self, seam: &mut S, conn: ConnId, now: Mono, session: Term, message: &Message) {
+        if let Some(stamped) = self.stamped(conn) {
+            self.send_stamped(seam, conn, now, &Stamped { session, ..stamped }, message);
+        }
+    }
+
+    fn send_stamped<S: Seam>(&mut self, seam: &mut S, conn: ConnId, now: Mono, stamped: &Stamped, message: &Message) {
+        let Some(link) = self.links.get_mut(&conn) else { return };
+        let mut bytes = Vec::with_capacity(256);
+        encode(stamped, message, &mut bytes);
+        link.said = now;
+        link.outbox.append(&bytes);
+        link.outbox.pump(seam, token::SEND);
+    }
+
+    /// Sends a prepared head with log slices behind it.
+    pub fn send_frames<S: Seam>(&mut self, seam: &mut S, conn: ConnId, now: Mono, head: Vec<u8>, slices: Vec<SharedSlice>) {
+        let Some(link) = self.links.get_mut(&conn) else { return };
+        link.said = now;
+        link.outbox.append_shared(head, slices);
+        link.outbox.pump(seam, token::SEND);
+    }
+}
+
+/// A goodbye's text within its limit.
+fn cut(mut text: String) -> String {
+    let mut end = crate::replication::wire::TEXT_BYTES_MAX.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}

@@ -1,0 +1,428 @@
+//! Drives the log: effects of the wal room and of the segment keeper become operations, completions go back.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+
+use crate::base::limits::RECENT_LOG_BYTES;
+use crate::base::{AlignedBuf, Lsn, Term};
+use crate::io::{FileId, Op, Open, Seam};
+use crate::replication::wire::{RefuseReason, Refusal};
+use crate::role::Input;
+use crate::wal::{
+    FrameScan, KeeperEffect, LogEnd, LogFile, LogReader, ReadLog, ScanError, SealMarks, SegmentKeeper, Wal, WalEffect,
+    WalIoError, append_tail, tail_file_name,
+};
+
+use super::files::{Folder, create_durable};
+use super::stream::Reader;
+use super::{Node, token};
+
+/// Free disk space kept for control files, pages and tails: no segment is made out of it.
+const DISK_RESERVE: u64 = 32 << 20;
+
+/// The log of a running node and its files.
+pub struct Log {
+    pub wal: Wal,
+    pub keeper: SegmentKeeper,
+    /// False when recovery found damage: the node does not count and cannot be promoted.
+    pub whole: bool,
+    pub segment_bytes: u64,
+    files: BTreeMap<u64, FileId>,
+    spares: BTreeMap<LogFile, FileId>,
+    reads: BTreeMap<u64, Pending>,
+    next_read: u64,
+    /// A spare that waits for disk space.
+    starved: Option<KeeperEffect>,
+    /// A truncation under way: its ticket.
+    pub tail: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    reader: Reader,
+    at: Lsn,
+}
+
+impl Log {
+    pub fn new(wal: Wal, keeper: SegmentKeeper, whole: bool, segment_bytes: u64) -> Log {
+        Log {
+            wal,
+            keeper,
+            whole,
+            segment_bytes,
+            files: BTreeMap::new(),
+            spares: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            next_read: 0,
+            starved: None,
+            tail: None,
+        }
+    }
+
+    /// The oldest position that can be read.
+    pub fn oldest(&self) -> Lsn {
+        self.wal.first()
+    }
+
+    /// The disk has no room for the next segment.
+    pub fn starved(&self) -> bool {
+        self.starved.is_some()
+    }
+}
+
+/// Segment files read at start, through the seam.
+pub struct SegmentFiles<'a, S: Seam> {
+    pub seam: &'a mut S,
+    pub folder: &'a Folder,
+}
+
+impl<S: Seam> LogReader for SegmentFiles<'_, S> {
+    fn segments(&mut self) -> io::Result<Vec<u64>> {
+        let names = self.seam.list(&self.folder.wal())?;
+        let mut numbers: Vec<u64> = names
+            .iter()
+            .filter_map(|name| match LogFile::parse(name) {
+                Some(LogFile::Segment(number)) => Some(number),
+                _ => None,
+            })
+            .collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    fn read(&mut self, segment: u64, offset: u64, len: usize) -> io::Result<Option<AlignedBuf>> {
+        let path = self.folder.wal_file(&LogFile::Segment(segment).to_string());
+        let file = match self.seam.open(&path, Open::ReadOnly) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let result = self.seam.read_now(file, offset, len);
+        self.seam.close_file(file);
+        result.map(Some)
+    }
+}
+
+impl<S: Seam> Node<S> {
+    fn segment_file(&mut self, segment: u64) -> io::Result<FileId> {
+        if let Some(file) = self.log.files.get(&segment) {
+            return Ok(*file);
+        }
+        let path = self.folder.wal_file(&LogFile::Segment(segment).to_string());
+        let file = self.seam.open(&path, Open::Existing)?;
+        self.log.files.insert(segment, file);
+        Ok(file)
+    }
+
+    /// Submits everything that the log wants done.
+    pub(super) fn drive_log(&mut self) {
+        while let Some(effect) = self.log.wal.next_effect() {
+            match effect {
+                WalEffect::Write { id, segment, offset, data, durable } => match self.segment_file(segment) {
+                    Ok(file) => self.seam.submit(Op::Write { token: token::wal(id), file, offset, data, durable }),
+                    Err(error) => self.wal_completed(id, Err(error)),
+                },
+                WalEffect::Flush { id, segment } => match self.segment_file(segment) {
+                    Ok(file) => self.seam.submit(Op::Flush { token: token::wal(id), file }),
+                    Err(error) => self.wal_completed(id, Err(error)),
+                },
+                WalEffect::EnsureSegment { segment } => {
+                    self.log.keeper.ensure(segment);
+                    self.drive_keeper();
+                }
+            }
+        }
+    }
+
+    pub(super) fn wal_completed(&mut self, id: u64, result: io::Result<()>) {
+        self.log.wal.completed(id, result.map_err(|e| WalIoError(e.to_string())));
+        self.log_moved = true;
+        self.check_log_failure();
+    }
+
+    fn check_log_failure(&mut self) {
+        let failure = match (self.log.wal.failed(), self.log.keeper.failed()) {
+            (Some(f), _) | (None, Some(f)) => f.to_string(),
+            (None, None) => return,
+        };
+        if !std::mem::replace(&mut self.log_failure_told, true) {
+            tracing::error!(failure, "a log write or flush failed: never retried");
+            self.tell_role(Input::LogFailed);
+        }
+    }
+
+    /// Carries out what the segment keeper wants, one operation at a time.
+    pub(super) fn drive_keeper(&mut self) {
+        loop {
+            while let Some(segment) = self.log.keeper.next_ready() {
+                self.log.wal.segment_ready(segment);
+                self.log_moved = true;
+            }
+            let effect = match self.log.starved.take() {
+                Some(effect) => Some(effect),
+                None => self.log.keeper.next_effect(),
+            };
+            let Some(effect) = effect else { return };
+            if !self.keep(effect) {
+                return;
+            }
+        }
+    }
+
+    /// Carries out one keeper effect. Says whether it is done already.
+    fn keep(&mut self, effect: KeeperEffect) -> bool {
+        let wal = self.folder.wal();
+        let path = |file: LogFile| -> PathBuf { wal.join(file.to_string()) };
+        let (id, result) = match effect {
+            KeeperEffect::Create { id, file } => {
+                let free = self.seam.free_bytes(&wal).unwrap_or(u64::MAX);
+                if free < self.log.segment_bytes + DISK_RESERVE.min(self.log.segment_bytes) {
+                    if !self.disk_full {
+                        tracing::error!(free, "disk full: no room for the next log segment, writes are refused");
+                    }
+                    self.disk_full = true;
+                    self.log.starved = Some(KeeperEffect::Create { id, file });
+                    return false;
+                }
+                if std::mem::take(&mut self.disk_full) {
+                    tracing::info!(free, "disk has room again: writes go on");
+                }
+                let made = match self.seam.open(&path(file), Open::Create) {
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                        self.seam.remove(&path(file)).and_then(|()| self.seam.open(&path(file), Open::Create))
+                    }
+                    other => other,
+                };
+                (id, made.map(|opened| drop(self.log.spares.insert(file, opened))))
+            }
+            KeeperEffect::Write { id, file, offset, data } => match self.spare_file(file, &path(file)) {
+                Ok(opened) => {
+                    let token = token::segment(id);
+                    self.seam.submit(Op::Write { token, file: opened, offset, data, durable: false });
+                    return false;
+                }
+                Err(error) => (id, Err(error)),
+            },
+            KeeperEffect::Flush { id, file } => match self.spare_file(file, &path(file)) {
+                Ok(opened) => {
+                    self.seam.submit(Op::Flush { token: token::segment(id), file: opened });
+                    return false;
+                }
+                Err(error) => (id, Err(error)),
+            },
+            KeeperEffect::Rename { id, from, to } => {
+                // A name now leads elsewhere: handles under both names are opened anew.
+                for file in [from, to] {
+                    self.forget_file(file);
+                }
+                (id, self.seam.rename(&path(from), &path(to)))
+            }
+            KeeperEffect::SyncFolder { id } => (id, self.seam.sync_folder(&wal)),
+            KeeperEffect::Remove { id, file } => {
+                self.forget_file(file);
+                (id, self.seam.remove(&path(file)))
+            }
+        };
+        self.log.keeper.completed(id, result.map_err(|e| WalIoError(e.to_string())));
+        self.check_log_failure();
+        if let Some(first) = self.log.keeper.first() {
+            self.log.wal.forget_before(first);
+        }
+        true
+    }
+
+    fn spare_file(&mut self, file: LogFile, path: &std::path::Path) -> io::Result<FileId> {
+        if let Some(opened) = self.log.spares.get(&file) {
+            return Ok(*opened);
+        }
+        let opened = self.seam.open(path, Open::Existing)?;
+        self.log.spares.insert(file, opened);
+        Ok(opened)
+    }
+
+    fn forget_file(&mut self, file: LogFile) {
+        let opened = match file {
+            LogFile::Segment(number) => self.log.files.remove(&number),
+            LogFile::Spare(_) => None,
+        };
+        for opened in opened.into_iter().chain(self.log.spares.remove(&file)) {
+            self.seam.close_file(opened);
+        }
+    }
+
+    pub(super) fn segment_completed(&mut self, id: u64, result: io::Result<()>) {
+        self.log.keeper.completed(id, result.map_err(|e| WalIoError(e.to_string())));
+        self.check_log_failure();
+        self.drive_keeper();
+    }
+
+    /// Seals the open group as a frame of `term`; returns its end.
+    pub(super) fn seal_group(&mut self, term: Term) -> Lsn {
+        let marks = SealMarks { term, commit: self.committed, clock: self.clock() };
+        match self.log.wal.seal(marks) {
+            Ok(sealed) => {
+                self.groups.sealed(sealed.stamp, sealed.end);
+                self.log_moved = true;
+                sealed.end
+            }
+            Err(error) => {
+                tracing::error!(%error, "the open group cannot be sealed");
+                self.fail("the log does not take new groups");
+                self.log.wal.end().end
+            }
+        }
+    }
+
+    /// Seals what has gathered, when the disk is ready for it: the group commit clocks itself.
+    pub(super) fn seal_due(&mut self) {
+        let Some(term) = self.role.leading() else { return };
+        while self.executed && self.drain.is_none() && self.log.wal.wants_seal() {
+            self.seal_group(term);
+        }
+    }
+
+    /// What was executed and not sealed is forgotten, in the log and in the shards.
+    pub(super) fn discard_open_group(&mut self) {
+        if self.log.wal.writer().is_empty() {
+            return;
+        }
+        let stamp = self.log.wal.open_stamp();
+        self.data.store.rollback_above(crate::base::Stamp(stamp.0 - 1));
+        self.log.wal.abandon_open_group();
+    }
+
+    // ---- reading old log ----
+
+    /// Reads about `bytes` of log at `from` for `reader`.
+    pub(super) fn read_log(&mut self, reader: Reader, from: Lsn, bytes: usize) {
+        let plan = self.log.wal.read_from(from, bytes.min(RECENT_LOG_BYTES));
+        let (segment, offset, len) = match plan {
+            ReadLog::OnDisk { segment, offset, len } => (segment, offset, len),
+            ReadLog::Frames(frames) => return self.log_read_done(reader, Ok(frames)),
+            ReadLog::End | ReadLog::Gone { .. } | ReadLog::NoBorder => return self.log_read_done(reader, Ok(Vec::new())),
+        };
+        self.submit_log_read(reader, from, segment, offset, len);
+    }
+
+    fn submit_log_read(&mut self, reader: Reader, at: Lsn, segment: u64, offset: u64, len: usize) {
+        match self.segment_file(segment) {
+            Ok(file) => {
+                self.log.next_read += 1;
+                let id = self.log.next_read;
+                self.log.reads.insert(id, Pending { reader, at });
+                self.seam.submit(Op::Read { token: token::log_read(id), file, offset, len });
+            }
+            Err(error) => self.log_read_done(reader, Err(error)),
+        }
+    }
+
+    pub(super) fn log_read_arrived(&mut self, id: u64, result: io::Result<AlignedBuf>) {
+        let Some(Pending { reader, at }) = self.log.reads.remove(&id) else { return };
+        let bytes = match result {
+            Ok(bytes) => bytes.share(),
+            Err(error) => return self.log_read_done(reader, Err(error)),
+        };
+        match self.log.wal.parse_disk(at, &bytes) {
+            Ok(parsed) if parsed.frames.is_empty() && parsed.need.is_some() => {
+                let len = parsed.need.expect("checked");
+                let (segment, offset) = (at.segment(self.log.segment_bytes), at.offset(self.log.segment_bytes));
+                self.submit_log_read(reader, at, segment, offset, len);
+            }
+            Ok(parsed) => self.log_read_done(reader, Ok(parsed.frames)),
+            Err(error) => self.log_read_done(reader, Err(io::Error::other(error.to_string()))),
+        }
+    }
+
+    fn log_read_done(&mut self, reader: Reader, frames: io::Result<Vec<crate::wal::Frame>>) {
+        match reader {
+            Reader::Redo => self.redo_loaded(frames),
+            Reader::Sender(conn) | Reader::Server(conn) => {
+                let frames = frames.map_err(|error| Refusal {
+                    reason: RefuseReason::Unhealthy,
+                    text: format!("the log cannot be read here: {error}"),
+                });
+                self.log_loaded(conn, reader, frames);
+            }
+        }
+    }
+
+    // ---- truncation ----
+
+    /// Keeps the tail above `to` as a file, then cuts the log there (protocol 5.2).
+    pub(super) fn truncate_log(&mut self, ticket: u64, to: Lsn) {
+        self.streams.receiver = None;
+        let end = match self.end_at(to) {
+            Ok(end) => end,
+            Err(error) => {
+                tracing::error!(%error, %to, "the log cannot be read at the fork");
+                return self.fail("the log cannot be read at the fork");
+            }
+        };
+        let dropped = self.log.wal.end();
+        if let Err(error) = self.save_tail(to, dropped) {
+            tracing::error!(%error, "the dropped tail could not be kept as a file");
+            return self.fail("the dropped tail could not be kept");
+        }
+        if let Err(error) = self.log.wal.truncate(end) {
+            tracing::error!(%error, %to, "the log refuses to be cut");
+            return self.fail("the log refuses to be cut");
+        }
+        tracing::warn!(from = %to, to = %dropped.end, "uncommitted tail dropped from the log and kept as a tail file");
+        self.log.tail = Some(ticket);
+        self.log_moved = true;
+    }
+
+    /// The log's end if it were cut at `to`.
+    fn end_at(&mut self, to: Lsn) -> Result<LogEnd, ScanError> {
+        let start = Lsn(to.0.saturating_sub(1) / self.log.segment_bytes * self.log.segment_bytes).max(self.log.oldest());
+        let geometry = self.log.wal.geometry();
+        let mut files = SegmentFiles { seam: &mut self.seam, folder: &self.folder };
+        let mut scan = FrameScan::new(&mut files, geometry, start, to, None);
+        for frame in scan.by_ref() {
+            frame?;
+        }
+        Ok(scan.end())
+    }
+
+    fn save_tail(&mut self, to: Lsn, dropped: LogEnd) -> io::Result<()> {
+        self.log.wal.expose_staged();
+        let mut bytes = Vec::new();
+        let mut at = to;
+        while let ReadLog::Frames(frames) = self.log.wal.read_from(at, 1 << 20) {
+            for (header, used) in &frames {
+                append_tail(header, used, &mut bytes);
+                at = header.end();
+            }
+        }
+        if at < dropped.end {
+            let geometry = self.log.wal.geometry();
+            let mut files = SegmentFiles { seam: &mut self.seam, folder: &self.folder };
+            for frame in FrameScan::new(&mut files, geometry, at, dropped.end, None) {
+                let frame = frame.map_err(|e| io::Error::other(e.to_string()))?;
+                append_tail(&frame.header, frame.used(), &mut bytes);
+            }
+        }
+        let path = self.folder.root().join(tail_file_name(to, dropped.last_term));
+        match create_durable(&mut self.seam, &path, &bytes) {
+            // The same tail, kept by an earlier try that did not get further.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    }
+
+    /// A truncation is over when its zeroes are flushed.
+    pub(super) fn check_truncated(&mut self) {
+        if self.log.tail.is_some() && self.log.wal.idle() {
+            let ticket = self.log.tail.take().expect("checked");
+            self.tell_role(Input::Truncated { ticket });
+        }
+    }
+
+    /// Tells the keeper what may be recycled.
+    pub(super) fn retain_log(&mut self) {
+        let keep = self.data.store.redo_from().min(self.committed.lsn());
+        self.log.keeper.retain_from(keep);
+        self.drive_keeper();
+    }
+}

@@ -1,0 +1,654 @@
+//! What is said between nodes, and what becomes of it: streams, acknowledgements, heartbeats, fetched ranges.
+
+use std::time::Duration;
+
+use crate::base::limits::HEARTBEAT_EVERY;
+use crate::base::{CommittedLsn, Lsn, Mono, NodeId, Term};
+use crate::io::{ConnId, Seam};
+use crate::record::{FrameHeader, HEADER_BYTES};
+use crate::replication::chain::{Chain, ReceivedFrame};
+use crate::replication::wire::{
+    Ack, Envelope, FramesHead, Heartbeat, HeartbeatAck, RefuseReason, Refusal, StreamRequest, StreamStart,
+};
+use crate::replication::{
+    FetchServer, Fetched, Fetcher, LogSource, LogView, Message, Outbound, Pulled, Receiver, Sender, Session, Step, StreamKind,
+};
+use crate::replication::receiver::Position;
+use crate::role::{FastForwardFailure, Input, RoleMessage, Verdict};
+use crate::wal::{ReadLog, Wal};
+
+use super::Node;
+use super::links::LinkEvent;
+use super::streams::{FetchSlot, ReceiverSlot, SenderSlot, ServerSlot};
+
+/// A refused or unanswered stream request is repeated after this.
+const REQUEST_AGAIN: Duration = Duration::from_millis(300);
+/// A fast-forward that brings nothing for this long has failed.
+const FETCH_SILENCE: Duration = Duration::from_millis(3000);
+/// Bytes that may wait on a link before a sender is asked for more.
+const LINK_BACKLOG: usize = 4 << 20;
+
+/// The log as senders see it.
+struct Source<'a>(&'a Wal);
+
+impl LogSource for Source<'_> {
+    fn frames_from(&self, at: Lsn, max_bytes: usize) -> Pulled {
+        match self.0.read_from(at, max_bytes) {
+            ReadLog::Frames(frames) => Pulled::Memory(frames),
+            ReadLog::OnDisk { .. } => Pulled::OnDisk,
+            ReadLog::Gone { first } => Pulled::Removed { oldest: first },
+            ReadLog::End | ReadLog::NoBorder => Pulled::End,
+        }
+    }
+}
+
+/// Who takes the next step on a link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reader {
+    Sender(ConnId),
+    Server(ConnId),
+    Redo,
+}
+
+impl<S: Seam> Node<S> {
+    pub(super) fn link_event(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up { session, .. } => {
+                tracing::info!(peer = %session.peer.node, dialed = session.dialed, "peer link stands");
+                self.tell_role(Input::PeerUp { node: session.peer.node, incarnation: session.peer.incarnation });
+                self.request_stream();
+            }
+            LinkEvent::Down { conn, session, process_gone } => self.link_down(conn, &session, process_gone),
+            LinkEvent::Message { conn, session, envelope } => self.peer_message(conn, &session, envelope),
+        }
+    }
+
+    fn link_down(&mut self, conn: ConnId, session: &Session, process_gone: bool) {
+        let node = session.peer.node;
+        tracing::info!(peer = %node, process_gone, "peer link ended");
+        if let Some(slot) = self.streams.link_down(conn)
+            && let Some(progress) = &mut self.streams.progress
+        {
+            progress.disconnected(&slot.sender.peer());
+        }
+        if self.streams.fetch.as_ref().is_some_and(|f| f.conn == Some(conn)) {
+            self.fetch_failed(FastForwardFailure::Unreachable);
+        }
+        // Another link to the same process may stand; a process that let go lets go of all of them.
+        if process_gone || self.links.any_to(node).is_none() {
+            self.tell_role(Input::PeerDown { node, process_gone });
+        }
+    }
+
+    fn peer_message(&mut self, conn: ConnId, session: &Session, envelope: Envelope) {
+        let term = envelope.stamped.session;
+        let from = session.peer.node;
+        match envelope.message {
+            Message::Role(bytes) => match RoleMessage::decode(&bytes) {
+                Some(message) => {
+                    self.tell_role(Input::Peer { from, incarnation: session.peer.incarnation, message });
+                }
+                None => self.break_link(conn, "role message cannot be read"),
+            },
+            Message::StreamRequest(request) => self.on_stream_request(conn, session, term, &request),
+            Message::StreamStart(start) => self.on_stream_start(conn, from, term, &start),
+            Message::StreamRefuse(refusal) => self.on_stream_refuse(conn, term, &refusal),
+            Message::Frames { head, bytes } => self.on_frames(conn, term, &head, bytes),
+            Message::Ack(ack) => self.on_ack(conn, session, term, &ack),
+            Message::Commit(commit) => self.on_commit(conn, term, commit),
+            Message::Heartbeat(beat) => self.on_heartbeat(conn, from, term, &beat),
+            Message::HeartbeatAck(ack) => self.on_heartbeat_ack(conn, session, term, &ack),
+            Message::LogFetch { from, to } => self.on_fetch_request(conn, term, from, to),
+            Message::FetchedFrames { head, bytes } => self.on_fetched(conn, &head, bytes),
+            Message::FetchDone { .. } => self.on_fetch_done(conn),
+            Message::FetchRefuse(refusal) => self.on_fetch_refused(conn, &refusal),
+            Message::StatusRequest(_) => self.answer_status(conn),
+            Message::StatusReply(json) => self.status_arrived(from, &json),
+            Message::CheckpointRoots(roots) => self.roots_arrived(from, &roots),
+            Message::LeaseRelease | Message::Build(_) => {}
+            Message::Hello(_)
+            | Message::Challenge(_)
+            | Message::Proof(_)
+            | Message::Welcome(_)
+            | Message::Goodbye { .. } => self.break_link(conn, "message out of place"),
+        }
+    }
+
+    fn break_link(&mut self, conn: ConnId, text: &str) {
+        tracing::warn!(text, "closing a peer link");
+        self.links.goodbye(&mut self.seam, conn, self.now, crate::replication::wire::GoodbyeReason::Protocol, text);
+    }
+
+    /// The term in which this node sends its log, if it may.
+    fn sending_term(&self) -> Option<Term> {
+        self.role.leading().or_else(|| self.role.following().map(|(_, term)| term))
+    }
+
+    // ---- upstream side ----
+
+    fn on_stream_request(&mut self, conn: ConnId, session: &Session, term: Term, request: &StreamRequest) {
+        let refuse = |reason, text: &str| Refusal { reason, text: text.to_string() };
+        let leader = self.role.leading().map(|_| self.me()).or_else(|| self.role.following().map(|(n, _)| n));
+        let refusal = match self.role.leading() {
+            None => Some(refuse(RefuseReason::NotUpstream { leader }, "this node does not lead")),
+            Some(own) if own != term => Some(refuse(RefuseReason::OtherTerm { term: own }, "another term leads here")),
+            Some(_) if self.streams.full() => {
+                Some(refuse(RefuseReason::TooMany, "as many standbys as are served are connected"))
+            }
+            Some(_) => None,
+        };
+        let made = match refusal {
+            Some(refusal) => Err(refusal),
+            None => self.with_view(conn, |view, _| Sender::new(session.peer, request, view)),
+        };
+        match made {
+            Ok(sender) => {
+                let peer = sender.peer();
+                // A newer link of the same standby replaces an older one.
+                let old: Vec<ConnId> =
+                    self.streams.senders.iter().filter(|(_, s)| s.sender.peer().node == peer.node).map(|(c, _)| *c).collect();
+                for conn in old {
+                    self.streams.senders.remove(&conn);
+                }
+                tracing::info!(standby = %peer.node, from = %request.tip.end, "standby asks for the stream");
+                if let Some(progress) = &mut self.streams.progress {
+                    progress.stream_started(&peer, StreamKind { delayed: false, cascade: request.cascade }, self.now);
+                }
+                self.streams.senders.insert(conn, SenderSlot { sender, loading: false, heard: self.now });
+                self.feed(conn);
+            }
+            Err(refusal) => {
+                tracing::info!(standby = %session.peer.node, reason = ?refusal.reason, "stream refused");
+                self.links.send(&mut self.seam, conn, self.now, &Message::StreamRefuse(refusal));
+            }
+        }
+    }
+
+    /// Calls `f` with this node's log as a sender on `conn` sees it.
+    fn with_view<T>(&self, conn: ConnId, f: impl FnOnce(&LogView<'_>, &dyn LogSource) -> T) -> T {
+        let version = self.links.session(conn).map_or(1, |s| s.version);
+        let view = LogView {
+            cluster: self.identity_full().cluster,
+            version,
+            session: self.sending_term().unwrap_or(Term::NONE),
+            history: &self.role.control().history,
+            tip: self.log_tip(),
+            oldest: self.log.oldest(),
+            commit: self.committed,
+            eager_acks: self.config.commit == crate::config::CommitLevel::RemoteApply || self.clients.waits_for_more(),
+        };
+        f(&view, &Source(&self.log.wal))
+    }
+
+    /// Lets every sender and server send what there is.
+    pub(super) fn feed_all(&mut self) {
+        let conns: Vec<ConnId> = self.streams.senders.keys().chain(self.streams.servers.keys()).copied().collect();
+        for conn in conns {
+            self.feed(conn);
+        }
+    }
+
+    pub(super) fn feed(&mut self, conn: ConnId) {
+        while self.links.unsent(conn) < LINK_BACKLOG {
+            let Some((step, reader)) = self.next_step(conn) else { return };
+            if !self.take_step(conn, reader, step) {
+                return;
+            }
+        }
+    }
+
+    fn next_step(&mut self, conn: ConnId) -> Option<(Step, Reader)> {
+        if let Some(mut slot) = self.streams.senders.remove(&conn) {
+            let step = if slot.loading {
+                None
+            } else {
+                Some(self.with_view(conn, |view, source| slot.sender.next(view, source)))
+            };
+            self.streams.senders.insert(conn, slot);
+            return step.map(|s| (s, Reader::Sender(conn)));
+        }
+        let mut slot = self.streams.servers.remove(&conn)?;
+        let step = if slot.loading {
+            None
+        } else {
+            Some(self.with_view(conn, |view, source| slot.server.next(view, source)))
+        };
+        if !slot.server.is_over() {
+            self.streams.servers.insert(conn, slot);
+        }
+        step.map(|s| (s, Reader::Server(conn)))
+    }
+
+    /// Says whether more may follow at once.
+    fn take_step(&mut self, conn: ConnId, reader: Reader, step: Step) -> bool {
+        match step {
+            Step::Idle => false,
+            Step::Send(Outbound { head, slices }) => {
+                self.links.send_frames(&mut self.seam, conn, self.now, head, slices);
+                true
+            }
+            Step::Load { from, bytes } => {
+                match reader {
+                    Reader::Sender(conn) => {
+                        self.streams.senders.get_mut(&conn).expect("it asked").loading = true;
+                    }
+                    Reader::Server(conn) => {
+                        self.streams.servers.get_mut(&conn).expect("it asked").loading = true;
+                    }
+                    Reader::Redo => {}
+                }
+                self.read_log(reader, from, bytes);
+                false
+            }
+            Step::Refuse(refusal) => {
+                tracing::warn!(reason = ?refusal.reason, text = refusal.text, "stream refused");
+                let message = match reader {
+                    Reader::Server(_) => Message::FetchRefuse(refusal),
+                    _ => Message::StreamRefuse(refusal),
+                };
+                self.streams.link_down(conn);
+                self.links.send(&mut self.seam, conn, self.now, &message);
+                false
+            }
+        }
+    }
+
+    /// Frames read from the segments for a sender or server.
+    pub(super) fn log_loaded(
+        &mut self,
+        conn: ConnId,
+        reader: Reader,
+        frames: Result<Vec<crate::wal::Frame>, Refusal>,
+    ) {
+        let step = match reader {
+            Reader::Sender(_) => {
+                let Some(mut slot) = self.streams.senders.remove(&conn) else { return };
+                slot.loading = false;
+                let step = self.with_view(conn, |view, _| slot.sender.loaded(view, frames));
+                self.streams.senders.insert(conn, slot);
+                step
+            }
+            Reader::Server(_) => {
+                let Some(mut slot) = self.streams.servers.remove(&conn) else { return };
+                slot.loading = false;
+                let step = self.with_view(conn, |view, _| slot.server.loaded(view, frames));
+                if !slot.server.is_over() {
+                    self.streams.servers.insert(conn, slot);
+                }
+                step
+            }
+            Reader::Redo => return,
+        };
+        if self.take_step(conn, reader, step) {
+            self.feed(conn);
+        }
+    }
+
+    fn on_ack(&mut self, conn: ConnId, session: &Session, term: Term, ack: &Ack) {
+        let Some(slot) = self.streams.senders.get_mut(&conn) else { return };
+        if let Err(error) = slot.sender.on_ack(ack) {
+            return self.break_link(conn, &format!("acknowledgement makes no sense: {error:?}"));
+        }
+        if self.acks_stopped || !self.role.accepts_ack(term) {
+            return;
+        }
+        if let Some(progress) = &mut self.streams.progress {
+            progress.on_ack(&session.peer, term, ack, self.now);
+            self.acks_moved = true;
+        }
+    }
+
+    /// Recomputes the commit index from what is flushed here and acknowledged there.
+    pub(super) fn advance_commit(&mut self) {
+        self.acks_moved = false;
+        if self.acks_stopped {
+            return;
+        }
+        let Some(rule) = self.role.commit_rule() else { return };
+        let flushed = self.log.wal.flushed();
+        let Some(progress) = &mut self.streams.progress else { return };
+        let commit = progress.commit_index(flushed, &rule);
+        let marks = progress.watermarks(flushed, &rule);
+        self.marks.local = self.groups.at(flushed.lsn());
+        self.marks.remote_write = self.groups.at(marks.remote_write);
+        self.marks.remote_apply = self.groups.at(marks.remote_apply.lsn());
+        self.gates_moved = true;
+        if let Some(commit) = commit
+            && commit.lsn() > self.committed.lsn()
+        {
+            self.set_committed(commit.lsn());
+            self.announce_commit();
+        }
+        self.marks.committed = self.groups.at(self.committed.lsn());
+    }
+
+    /// Tells standbys that have nothing else to hear that the watermark moved.
+    fn announce_commit(&mut self) {
+        self.commit_to_announce = true;
+    }
+
+    /// After senders had their turn: whoever got no frame with the new watermark is told in a message of its own.
+    pub(super) fn flush_announcements(&mut self) {
+        if !std::mem::take(&mut self.commit_to_announce) {
+            return;
+        }
+        let conns: Vec<ConnId> = self.streams.senders.keys().copied().collect();
+        for conn in conns {
+            self.links.send(&mut self.seam, conn, self.now, &Message::Commit(self.committed));
+        }
+    }
+
+    /// Heartbeats to every standby below.
+    pub(super) fn beat(&mut self) {
+        if self.streams.progress.is_none() || self.now < self.streams.beat_at {
+            return;
+        }
+        self.streams.beat_at = self.now + HEARTBEAT_EVERY;
+        self.streams.beat += 1;
+        let beat = Heartbeat {
+            seq: self.streams.beat,
+            sent: self.now,
+            commit: self.committed,
+            end: self.log.wal.end().end,
+            clock: self.clock(),
+            wants_grant: !self.acks_stopped,
+        };
+        let conns: Vec<ConnId> = self.streams.senders.keys().copied().collect();
+        for conn in conns {
+            self.links.send(&mut self.seam, conn, self.now, &Message::Heartbeat(beat));
+        }
+    }
+
+    fn on_heartbeat_ack(&mut self, conn: ConnId, session: &Session, term: Term, ack: &HeartbeatAck) {
+        let Some(slot) = self.streams.senders.get_mut(&conn) else { return };
+        slot.heard = self.now;
+        if let Some(progress) = &mut self.streams.progress {
+            progress.heard(&session.peer, self.now);
+        }
+        if ack.granted {
+            self.tell_role(Input::Granted {
+                from: session.peer.node,
+                incarnation: session.peer.incarnation,
+                term,
+                sent: ack.sent,
+            });
+            self.gates_moved = true;
+        }
+    }
+
+    fn on_fetch_request(&mut self, conn: ConnId, term: Term, from: Lsn, to: Lsn) {
+        if let Verdict::Refuse(promised) = self.role.accepts_pull(term) {
+            let refusal = Refusal {
+                reason: RefuseReason::OtherTerm { term: promised },
+                text: format!("term {promised} was promised here"),
+            };
+            return self.links.send(&mut self.seam, conn, self.now, &Message::FetchRefuse(refusal));
+        }
+        self.streams.servers.insert(conn, ServerSlot { server: FetchServer::new(from, to), loading: false });
+        self.feed(conn);
+    }
+
+    // ---- standby side ----
+
+    /// Asks the followed leader for its stream, if that is due.
+    pub(super) fn request_stream(&mut self) {
+        let Some((leader, term)) = self.streams.upstream else { return };
+        if self.streams.receiver.is_some() || self.acks_stopped || self.log.tail.is_some() {
+            return;
+        }
+        if self.now < self.streams.request_after {
+            return;
+        }
+        if let Some((_, since)) = self.streams.requested
+            && self.now.since(since) < FETCH_SILENCE
+        {
+            return;
+        }
+        let Some(conn) = self.links.dialed_to(leader) else { return };
+        let request = self.position().request(false);
+        self.streams.requested = Some((conn, self.now));
+        self.links.send_in(&mut self.seam, conn, self.now, term, &Message::StreamRequest(request));
+    }
+
+    fn position(&self) -> Position {
+        Position {
+            tip: self.log_tip(),
+            flushed: self.log.wal.flushed(),
+            applied: self.data.applied,
+            committed: self.committed,
+            history: self.role.control().history.clone(),
+        }
+    }
+
+    fn on_stream_start(&mut self, conn: ConnId, from: NodeId, term: Term, start: &StreamStart) {
+        if self.streams.requested.map(|(c, _)| c) != Some(conn) || self.streams.upstream != Some((from, term)) {
+            return;
+        }
+        self.streams.requested = None;
+        if self.role.accepts_session(from, term) != Verdict::Accept {
+            return;
+        }
+        let promised = self.role.control().promised;
+        let cluster = self.identity_full().cluster;
+        match Receiver::start(cluster, term, promised, &self.position(), start) {
+            Ok(receiver) => {
+                tracing::info!(leader = %from, %term, from = %start.from, "stream started");
+                self.streams.refused = None;
+                self.streams.receiver = Some(ReceiverSlot { conn, leader: from, receiver });
+                self.leader_heard(from, term, start.end);
+                self.standby_progress();
+            }
+            Err(error) => self.break_link(conn, &error.to_string()),
+        }
+    }
+
+    fn on_stream_refuse(&mut self, conn: ConnId, term: Term, refusal: &Refusal) {
+        if self.streams.requested.map(|(c, _)| c) == Some(conn) {
+            self.streams.requested = None;
+        }
+        if self.streams.receiver.as_ref().is_some_and(|r| r.conn == conn) {
+            self.streams.receiver = None;
+        }
+        tracing::warn!(reason = ?refusal.reason, text = refusal.text, %term, "the upstream refuses the stream");
+        self.streams.refused = Some(format!("{:?}", refusal.reason));
+        self.streams.request_after = self.now + REQUEST_AGAIN;
+        if let RefuseReason::OtherTerm { term: promised } = refusal.reason
+            && let Some((by, _)) = self.streams.upstream
+        {
+            self.tell_role(Input::SessionRefused { by, promised });
+        }
+    }
+
+    fn on_frames(&mut self, conn: ConnId, term: Term, head: &FramesHead, bytes: bytes::Bytes) {
+        if self.drain.is_some() || self.log.tail.is_some() {
+            return;
+        }
+        let Some(slot) = self.streams.receiver.as_mut().filter(|r| r.conn == conn) else { return };
+        let leader = slot.leader;
+        match slot.receiver.on_frames(term, head, bytes) {
+            Ok(frames) => {
+                self.write_received(&frames);
+                self.leader_heard(leader, term, head.end);
+            }
+            Err(error) => {
+                self.streams.receiver = None;
+                self.streams.request_after = self.now + REQUEST_AGAIN;
+                self.break_link(conn, &error.to_string());
+            }
+        }
+    }
+
+    fn write_received(&mut self, frames: &[ReceivedFrame]) {
+        for frame in frames {
+            if let Err(error) = self.log.wal.receive(&frame.header, &frame.used) {
+                tracing::error!(%error, at = %frame.header.first, "received frame does not fit the log");
+                self.streams.receiver = None;
+                return;
+            }
+            self.note_records(&frame.header, &frame.used[HEADER_BYTES..]);
+        }
+    }
+
+    /// Policy records matter as soon as they are in the log, long before they are applied.
+    fn note_records(&mut self, header: &FrameHeader, payload: &[u8]) {
+        // Policy generations change rarely and travel with few records; a cheap look decides.
+        if header.records > super::POLICY_FRAME_RECORDS_MAX {
+            return;
+        }
+        for record in crate::record::RecordReader::new(payload) {
+            if let Ok((crate::record::Record::Policy { generation }, _)) = record {
+                self.policy_seen(generation, header.first, header.end());
+            }
+        }
+    }
+
+    fn on_commit(&mut self, conn: ConnId, term: Term, commit: CommittedLsn) {
+        let Some(slot) = self.streams.receiver.as_mut().filter(|r| r.conn == conn) else { return };
+        if let Err(error) = slot.receiver.on_commit(term, commit) {
+            tracing::warn!(%error, "commit watermark refused");
+        }
+    }
+
+    fn on_heartbeat(&mut self, conn: ConnId, from: NodeId, term: Term, beat: &Heartbeat) {
+        let streaming = self.streams.receiver.as_ref().is_some_and(|r| r.conn == conn && r.receiver.session() == term);
+        let mut granted = false;
+        if streaming {
+            if let Some(slot) = &mut self.streams.receiver
+                && let Err(error) = slot.receiver.on_heartbeat(term, beat.commit)
+            {
+                tracing::warn!(%error, "heartbeat refused");
+            }
+            self.data.leader_clock(beat.clock);
+            self.leader_heard(from, term, beat.end);
+            granted = beat.wants_grant && !self.acks_stopped && self.role.grant(self.now, from, term);
+        }
+        let answer = HeartbeatAck {
+            seq: beat.seq,
+            sent: beat.sent,
+            granted,
+        };
+        let session = if streaming { term } else { self.sending_term().unwrap_or(Term::NONE) };
+        self.links.send_in(&mut self.seam, conn, self.now, session, &Message::HeartbeatAck(answer));
+    }
+
+    fn leader_heard(&mut self, leader: NodeId, term: Term, end: Lsn) {
+        self.streams.leader_end = end;
+        self.streams.leader_heard = self.now;
+        self.tell_role(Input::Heartbeat { leader, term, end });
+    }
+
+    /// Moves the standby's watermarks and sends the acknowledgement that is due.
+    pub(super) fn standby_progress(&mut self) {
+        let written = self.log.wal.written();
+        let flushed = self.log.wal.flushed();
+        let limit = self.role.ack_limit();
+        let Some(slot) = &mut self.streams.receiver else { return };
+        slot.receiver.hold_acks_above(limit);
+        slot.receiver.written(written);
+        slot.receiver.flushed(flushed);
+        slot.receiver.applied(self.data.applied);
+        let (conn, leader, session) = (slot.conn, slot.leader, slot.receiver.session());
+        let commit = slot.receiver.redo_limit().lsn();
+        let allowed = !self.acks_stopped && self.role.may_ack(leader, session);
+        let ack = if allowed { slot.receiver.take_ack() } else { None };
+        if let Some(ack) = ack {
+            self.links.send_in(&mut self.seam, conn, self.now, session, &Message::Ack(ack));
+        }
+        self.set_committed(commit);
+    }
+
+    // ---- fast-forward ----
+
+    pub(super) fn start_fetch(&mut self, ticket: u64, from: NodeId, term: Term, to: Lsn) {
+        self.streams.receiver = None;
+        let deadline = self.now + FETCH_SILENCE;
+        self.streams.fetch = Some(FetchSlot { ticket, from, term, to, conn: None, fetcher: None, deadline });
+        self.drive_fetch();
+    }
+
+    /// Sends the fetch request once the link to the source stands; gives up when it is silent.
+    pub(super) fn drive_fetch(&mut self) {
+        let Some(slot) = &self.streams.fetch else { return };
+        if self.now > slot.deadline {
+            return self.fetch_failed(FastForwardFailure::Unreachable);
+        }
+        if slot.fetcher.is_some() {
+            return;
+        }
+        let Some(conn) = self.links.dialed_to(slot.from) else { return };
+        let history = self.role.control().history.clone();
+        let chain = Chain::new(self.identity_full().cluster, history, self.log_tip());
+        let mut fetcher = Fetcher::new(chain, slot.to);
+        let (request, term) = (fetcher.request(), slot.term);
+        let slot = self.streams.fetch.as_mut().expect("seen above");
+        slot.conn = Some(conn);
+        slot.fetcher = Some(fetcher);
+        self.links.send_in(&mut self.seam, conn, self.now, term, &request);
+        self.check_fetch();
+    }
+
+    fn on_fetched(&mut self, conn: ConnId, head: &FramesHead, bytes: bytes::Bytes) {
+        let Some(slot) = self.streams.fetch.as_mut().filter(|f| f.conn == Some(conn)) else { return };
+        let Some(fetcher) = &mut slot.fetcher else { return };
+        slot.deadline = self.now + FETCH_SILENCE;
+        match fetcher.on_frames(head, bytes) {
+            Ok(frames) => {
+                self.write_received(&frames);
+                self.check_fetch();
+            }
+            Err(error) => {
+                tracing::warn!(%error, "fetched frames refused");
+                self.fetch_failed(FastForwardFailure::Unreachable);
+            }
+        }
+    }
+
+    /// A range is complete: ask for the next one, or wait for the last flush.
+    fn on_fetch_done(&mut self, conn: ConnId) {
+        let Some(slot) = self.streams.fetch.as_mut().filter(|f| f.conn == Some(conn)) else { return };
+        let Some(fetcher) = &mut slot.fetcher else { return };
+        match fetcher.on_done() {
+            Fetched::Done => self.check_fetch(),
+            Fetched::More => {
+                let (request, term) = (fetcher.request(), slot.term);
+                self.links.send_in(&mut self.seam, conn, self.now, term, &request);
+            }
+            Fetched::Short => self.fetch_failed(FastForwardFailure::Unreachable),
+        }
+    }
+
+    /// A fast-forward is over when its range is flushed here.
+    pub(super) fn check_fetch(&mut self) {
+        let Some(slot) = &self.streams.fetch else { return };
+        if self.log.wal.flushed().lsn() >= slot.to {
+            let ticket = slot.ticket;
+            self.streams.fetch = None;
+            self.tell_role(Input::FastForwarded { ticket, result: Ok(()) });
+        }
+    }
+
+    fn on_fetch_refused(&mut self, conn: ConnId, refusal: &Refusal) {
+        if self.streams.fetch.as_ref().is_some_and(|f| f.conn == Some(conn)) {
+            let failure = match refusal.reason {
+                RefuseReason::WalRemoved { .. } => FastForwardFailure::NotRetained,
+                _ => FastForwardFailure::Unreachable,
+            };
+            tracing::warn!(text = refusal.text, "fetch refused");
+            self.fetch_failed(failure);
+        }
+    }
+
+    /// Age of the last word from the followed leader.
+    pub(super) fn leader_silence(&self) -> Option<Duration> {
+        self.streams.upstream?;
+        Some(self.now.since(self.streams.leader_heard))
+    }
+
+    /// The moment at which somebody must be beaten or asked again.
+    pub(super) fn stream_deadline(&self) -> Mono {
+        match self.streams.progress {
+            Some(_) => self.streams.beat_at,
+            None => self.now + HEARTBEAT_EVERY,
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! State of log streams: to standbys below, from the leader above, and the one range that a candidate fetches.
+
+use std::collections::BTreeMap;
+
+use crate::base::limits::DIRECT_STANDBYS_MAX;
+use crate::base::{Lsn, Mono, NodeId, Term};
+use crate::io::ConnId;
+use crate::replication::{FetchServer, Fetcher, LagClock, Progress, Receiver, Sender};
+
+/// A standby below this node.
+pub struct SenderSlot {
+    pub sender: Sender,
+    /// A log read for it is under way.
+    pub loading: bool,
+    /// Newest heartbeat that it answered.
+    pub heard: Mono,
+}
+
+/// A peer that fetches a range.
+pub struct ServerSlot {
+    pub server: FetchServer,
+    pub loading: bool,
+}
+
+/// The stream from above.
+pub struct ReceiverSlot {
+    pub conn: ConnId,
+    pub leader: NodeId,
+    pub receiver: Receiver,
+}
+
+/// A range on its way to this candidate.
+pub struct FetchSlot {
+    pub ticket: u64,
+    pub from: NodeId,
+    pub term: Term,
+    pub to: Lsn,
+    pub conn: Option<ConnId>,
+    pub fetcher: Option<Fetcher>,
+    pub deadline: Mono,
+}
+
+/// All of them.
+pub struct Streams {
+    pub senders: BTreeMap<ConnId, SenderSlot>,
+    pub servers: BTreeMap<ConnId, ServerSlot>,
+    pub receiver: Option<ReceiverSlot>,
+    /// Whom to follow.
+    pub upstream: Option<(NodeId, Term)>,
+    /// A request is out on this link since then.
+    pub requested: Option<(ConnId, Mono)>,
+    /// No request before this moment: the last one was refused.
+    pub request_after: Mono,
+    /// Why the last request was refused.
+    pub refused: Option<String>,
+    pub fetch: Option<FetchSlot>,
+    pub progress: Option<Progress>,
+    pub beat: u64,
+    pub beat_at: Mono,
+    /// The followed leader's end of log, and when it was heard.
+    pub leader_end: Lsn,
+    pub leader_heard: Mono,
+    /// When the commit index reached which position.
+    pub commit_lag: LagClock,
+}
+
+impl Streams {
+    pub fn new() -> Streams {
+        Streams {
+            senders: BTreeMap::new(),
+            servers: BTreeMap::new(),
+            receiver: None,
+            upstream: None,
+            requested: None,
+            request_after: Mono(0),
+            refused: None,
+            fetch: None,
+            progress: None,
+            beat: 0,
+            beat_at: Mono(0),
+            leader_end: Lsn::ZERO,
+            leader_heard: Mono(0),
+            commit_lag: LagClock::new(),
+        }
+    }
+
+    /// A new term of our own: nothing that was acknowledged before counts.
+    pub fn lead(&mut self, term: Term, now: Mono) {
+        self.unfollow();
+        self.senders.clear();
+        self.progress = Some(Progress::new(term));
+        self.beat_at = now;
+    }
+
+    pub fn stop_leading(&mut self) {
+        self.progress = None;
+        for slot in self.senders.values_mut() {
+            slot.sender.stop();
+        }
+        self.senders.clear();
+    }
+
+    pub fn follow(&mut self, leader: NodeId, term: Term) {
+        self.unfollow();
+        self.senders.clear();
+        self.upstream = Some((leader, term));
+        self.request_after = Mono(0);
+    }
+
+    pub fn unfollow(&mut self) {
+        self.upstream = None;
+        self.receiver = None;
+        self.requested = None;
+        self.refused = None;
+        self.fetch = None;
+    }
+
+    pub fn full(&self) -> bool {
+        self.senders.len() >= DIRECT_STANDBYS_MAX
+    }
+
+    /// The lowest position that somebody connected may still ask for.
+    pub fn keeps(&self) -> Option<Lsn> {
+        self.senders.values().map(|s| s.sender.keeps()).min()
+    }
+
+    /// A link ended.
+    pub fn link_down(&mut self, conn: ConnId) -> Option<SenderSlot> {
+        self.servers.remove(&conn);
+        if self.receiver.as_ref().is_some_and(|r| r.conn == conn) {
+            self.receiver = None;
+        }
+        if self.requested.is_some_and(|(c, _)| c == conn) {
+            self.requested = None;
+        }
+        self.senders.remove(&conn)
+    }
+}

@@ -1,0 +1,763 @@
+//! Being a candidate (`protocol` 3.5): dry round, own fence, promises, fast-forward, term-start frame.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::control::DataStatus;
+use super::input::{
+    Command, CommandResult, Done, Effect, Evidence, FastForwardFailure, LogView, Refusal, TermStart,
+};
+use super::lead::Leading;
+use super::machine::{COMMAND_MAX, Fence, Phase, RoleMachine, Wish, Work};
+use super::message::{LeaderSeen, PromiseAnswer, Report, RoleMessage};
+use super::policy::{Generation, PendingGeneration, Voter};
+use super::recruit::{self, Tally};
+use super::state::{Role, State};
+use crate::base::planted::{Bug, planted};
+use crate::base::{Incarnation, Lsn, Mono, NodeId, Term};
+
+const DRY_MAX: Duration = Duration::from_millis(600);
+const RESEND_EVERY: Duration = Duration::from_millis(150);
+const YIELD_WAIT_MAX: Duration = Duration::from_millis(1000);
+const GATHER_MAX: Duration = Duration::from_secs(5);
+const FORWARD_MAX: Duration = Duration::from_secs(600);
+
+/// One attempt to lead.
+#[derive(Debug)]
+pub(super) struct Recruit {
+    op: Option<u64>,
+    /// On behalf of a standing request.
+    wish: bool,
+    /// A leader that recruits above a mere promise: its clients wait.
+    keep: bool,
+    /// Such a leader had to roll back in front of a better log; it goes on as a standby that recruits.
+    rolled_back: bool,
+    dry_run: bool,
+    alone: bool,
+    force: bool,
+    yielded: bool,
+    began: Mono,
+    deadline: Mono,
+    attempt: u64,
+    term: Term,
+    /// Answers of the dry round.
+    reports: BTreeMap<NodeId, Report>,
+    leaders: BTreeMap<NodeId, LeaderSeen>,
+    promises: BTreeMap<NodeId, Report>,
+    pub(super) stage: Stage,
+}
+
+/// How far an attempt is.
+#[derive(Debug)]
+pub(super) enum Stage {
+    Dry {
+        until: Mono,
+        resend: Mono,
+    },
+    Yield {
+        until: Mono,
+    },
+    /// The own lease grant to the old leader must run out first.
+    Lease,
+    Fence(Fence),
+    Gather {
+        until: Mono,
+        resend: Mono,
+    },
+    /// A better log's history is on its way to disk.
+    Rewrite {
+        image: u64,
+        fork: Lsn,
+        source: Source,
+    },
+    Cut {
+        ticket: u64,
+        done: bool,
+        source: Source,
+    },
+    Forward {
+        ticket: u64,
+        until: Mono,
+        source: Source,
+        result: Option<Result<(), FastForwardFailure>>,
+    },
+    /// The history with the new term is on its way to disk.
+    Start {
+        image: u64,
+    },
+    Append,
+    Backoff {
+        until: Mono,
+    },
+}
+
+/// The best log found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source {
+    node: NodeId,
+    last_term: Term,
+    end: Lsn,
+}
+
+/// What a step of an attempt came to.
+enum Step {
+    Stay,
+    Moved,
+    /// The attempt is over, or owned by `RoleMachine::work` again.
+    Over,
+}
+
+impl Recruit {
+    /// True once this candidate has promised itself: it follows nobody any more.
+    pub(super) fn bound(&self) -> bool {
+        !matches!(self.stage, Stage::Dry { .. } | Stage::Yield { .. } | Stage::Lease | Stage::Backoff { .. })
+    }
+
+    pub(super) fn truncated(&mut self, answered: u64) {
+        if let Stage::Cut { ticket, done, .. } = &mut self.stage
+            && *ticket == answered
+        {
+            *done = true;
+        }
+    }
+
+    /// Everything told in both rounds; a promise is newer than a dry answer.
+    fn told(&self) -> impl Iterator<Item = (&Generation, Option<&PendingGeneration>)> {
+        self.reports
+            .values()
+            .chain(self.promises.values())
+            .map(|report| (&report.policy, report.pending.as_ref()))
+    }
+
+    fn tallies(&self, reports: &BTreeMap<NodeId, Report>) -> Vec<Tally> {
+        recruit::binding(self.told()).iter().map(|generation| recruit::tally(generation, reports)).collect()
+    }
+}
+
+impl RoleMachine {
+    pub(super) fn begin_failover(
+        &mut self,
+        now: Mono,
+        log: &LogView,
+        op: u64,
+        command: Command,
+        out: &mut Vec<Effect>,
+    ) {
+        let Command::Failover { dry_run, alone, force } = command else {
+            unreachable!("requests are kept as wishes");
+        };
+        let mut recruit = self.new_recruit(now);
+        recruit.op = Some(op);
+        (recruit.dry_run, recruit.alone, recruit.force) = (dry_run, alone, force);
+        self.work = Work::Recruit(Box::new(recruit));
+        while self.advance_recruit(now, log, out) {}
+    }
+
+    /// Starts the recruit that a leader or a standing request has due.
+    pub(super) fn start_due_recruit(&mut self, now: Mono) -> bool {
+        let retry = match &mut self.phase {
+            Phase::Leading(leading) => leading.retry_at.take_if(|at| *at <= now).is_some(),
+            _ => false,
+        };
+        let wish = self.wish.as_ref().filter(|wish| wish.next <= now).map(|wish| (wish.alone, wish.force));
+        if !retry && wish.is_none() {
+            return false;
+        }
+        let mut recruit = self.new_recruit(now);
+        recruit.keep = retry;
+        if let Some((alone, force)) = wish.filter(|_| !retry) {
+            (recruit.wish, recruit.alone, recruit.force) = (true, alone, force);
+        }
+        self.work = Work::Recruit(Box::new(recruit));
+        true
+    }
+
+    fn new_recruit(&mut self, now: Mono) -> Recruit {
+        Recruit {
+            op: None,
+            wish: false,
+            keep: false,
+            rolled_back: false,
+            dry_run: false,
+            alone: false,
+            force: false,
+            yielded: false,
+            began: now,
+            deadline: now + COMMAND_MAX,
+            attempt: self.ticket(),
+            term: Term::NONE,
+            reports: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            promises: BTreeMap::new(),
+            stage: Stage::Dry { until: now + DRY_MAX, resend: now },
+        }
+    }
+
+    pub(super) fn advance_recruit(&mut self, now: Mono, log: &LogView, out: &mut Vec<Effect>) -> bool {
+        let Work::Recruit(mut recruit) = std::mem::replace(&mut self.work, Work::None) else { return false };
+        let step = self.step(now, log, &mut recruit, out);
+        if !matches!(step, Step::Over) {
+            self.work = Work::Recruit(recruit);
+        }
+        !matches!(step, Step::Stay)
+    }
+
+    fn step(&mut self, now: Mono, log: &LogView, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
+        match &mut r.stage {
+            Stage::Dry { until, resend } => {
+                let missing: Vec<NodeId> =
+                    self.everybody().into_iter().filter(|node| !r.reports.contains_key(node)).collect();
+                if missing.is_empty() || now >= *until {
+                    return self.judge(now, log, r, out);
+                }
+                if now < *resend {
+                    return Step::Stay;
+                }
+                *resend = now + RESEND_EVERY;
+                let message = RoleMessage::Dry { attempt: r.attempt };
+                out.extend(missing.into_iter().map(|to| Effect::Send { to, message: message.clone() }));
+                Step::Stay
+            }
+            Stage::Yield { until } if now >= *until => {
+                r.yielded = true;
+                self.judge(now, log, r, out)
+            }
+            Stage::Lease if self.grants.remaining(now).is_zero() => self.bind(now, r, out),
+            Stage::Fence(fence) if self.fenced(fence, log) => {
+                r.promises.insert(self.control.node, self.report(log));
+                let max = if r.alone { self.config.lease + YIELD_WAIT_MAX } else { GATHER_MAX };
+                r.stage = Stage::Gather { until: now + max, resend: now };
+                Step::Moved
+            }
+            Stage::Gather { until, resend } => {
+                let (late, ask) = (now >= *until, now >= *resend);
+                if ask {
+                    *resend = now + RESEND_EVERY;
+                }
+                self.gather(now, log, r, (late, ask), out)
+            }
+            Stage::Rewrite { image, fork, source } if self.durable >= *image => {
+                let (fork, source) = (*fork, *source);
+                self.rewritten();
+                if fork == log.end {
+                    return self.forward(now, log, r, source, out);
+                }
+                let ticket = self.ticket();
+                out.push(Effect::Truncate { ticket, to: fork });
+                r.stage = Stage::Cut { ticket, done: false, source };
+                Step::Stay
+            }
+            Stage::Cut { done: true, source, .. } => {
+                let source = *source;
+                self.forward(now, log, r, source, out)
+            }
+            Stage::Forward { result: Some(Ok(())), source, .. } => {
+                let arrived = log.last_term == source.last_term || planted(Bug::ReportPromisedTerm);
+                assert!(log.end == source.end && arrived, "forwarded to the end of the best log");
+                assert_eq!(log.flushed.lsn(), log.end, "what was fast-forwarded is flushed");
+                self.start(log, r, out)
+            }
+            Stage::Forward { result: Some(Err(FastForwardFailure::NotRetained)), .. } => {
+                let reason =
+                    "the best log no longer reaches back to the end of this one: build this node first";
+                self.fail(now, r, Refusal::NotPromotable { reason }, false, out)
+            }
+            Stage::Forward { result, until, .. } if result.is_some() || now >= *until => {
+                out.push(Effect::Unfollow);
+                self.fail(now, r, Refusal::Timeout { stage: "the log of the best voter" }, true, out)
+            }
+            Stage::Start { image } if self.durable >= *image => self.append(log, r, out),
+            Stage::Backoff { until } if now >= *until => {
+                r.attempt = self.ticket();
+                r.reports.clear();
+                r.leaders.clear();
+                r.promises.clear();
+                r.stage = Stage::Dry { until: now + DRY_MAX, resend: now };
+                Step::Moved
+            }
+            _ => Step::Stay,
+        }
+    }
+
+    pub(super) fn dry_reply(
+        &mut self,
+        now: Mono,
+        from: NodeId,
+        attempt: u64,
+        leader: Option<LeaderSeen>,
+        report: Report,
+        out: &mut Vec<Effect>,
+    ) {
+        self.highest = self.highest.max(report.history.last().map_or(0, |(term, _)| term.number));
+        self.met_started(now, report.last_term.max(leader.map_or(Term::NONE, |seen| seen.term)), out);
+        if let Work::Recruit(recruit) = &mut self.work
+            && recruit.attempt == attempt
+            && matches!(recruit.stage, Stage::Dry { .. })
+        {
+            recruit.reports.insert(from, report);
+            recruit.leaders.extend(leader.map(|seen| (from, seen)));
+        }
+    }
+
+    pub(super) fn yield_answered(&mut self, attempt: u64) {
+        if let Work::Recruit(recruit) = &mut self.work
+            && recruit.attempt == attempt
+            && let Stage::Yield { until } = &mut recruit.stage
+        {
+            *until = Mono(0);
+        }
+    }
+
+    /// The dry round is over: would a recruit work, and may it be tried?
+    fn judge(&mut self, now: Mono, log: &LogView, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
+        r.reports.insert(self.control.node, self.report(log));
+        let alive = self.living_leader(now, r);
+        if let Some((proof, seen)) = alive
+            && !r.force
+        {
+            // Hearsay may be older than the leader's death: it is asked again for a while.
+            let again = !proof && now.since(r.began) < self.config.lease * 2;
+            let refusal = Refusal::PrimaryAlive { node: seen.node, term: seen.term };
+            out.push(Effect::Send { to: seen.node, message: RoleMessage::StatusProbe });
+            return self.fail(now, r, refusal, again, out);
+        }
+        if let Err(refusal) = self.promotable(log, r) {
+            return self.fail(now, r, refusal, false, out);
+        }
+        let tallies = r.tallies(&r.reports);
+        if r.alone {
+            if let Err(refusal) = self.judge_alone(log, r, &tallies) {
+                return self.fail(now, r, refusal, false, out);
+            }
+        } else if let Some(short) = tallies.iter().find(|tally| !tally.enough()) {
+            return self.fail(now, r, no_quorum(short), false, out);
+        }
+        if let Some((source, history)) = self.better_log(&r.reports)
+            && let Err(refusal) = self.fork_with(log, &history, source.end)
+        {
+            return self.fail(now, r, refusal, false, out);
+        }
+        let evidence = evidence_of("dry round", log, &r.reports, &tallies);
+        if r.dry_run {
+            return self.close(r, Ok(Done::Would { evidence }), out);
+        }
+        // A living leader is disturbed only when everything else is known to work.
+        if let Some((_, seen)) = alive.filter(|_| !r.yielded) {
+            out.push(Effect::Send { to: seen.node, message: RoleMessage::Yield { attempt: r.attempt } });
+            r.stage = Stage::Yield { until: now + YIELD_WAIT_MAX };
+            return Step::Stay;
+        }
+        out.push(Effect::Evidence(evidence));
+        r.term = Term { number: self.highest.saturating_add(1), id: self.rng.next_u128() };
+        // The grant to the old leader runs out; none is added meanwhile.
+        self.grants.close(now + self.config.lease * 2);
+        r.stage = Stage::Lease;
+        Step::Moved
+    }
+
+    /// A leader other than this node that was heard within one lease, and whether that is its own word. A leader that
+    /// recruits above a promise has stepped down already if it met a started term, so it asks nobody.
+    fn living_leader(&self, now: Mono, r: &Recruit) -> Option<(bool, LeaderSeen)> {
+        if r.keep {
+            return None;
+        }
+        let me = self.control.node;
+        let others = r.leaders.iter().filter(|(_, seen)| seen.node != me);
+        let own = match &self.phase {
+            Phase::Following(f) => f.heard.map(|heard| {
+                let heard_ms = now.since(heard).as_millis() as u64;
+                LeaderSeen { node: f.leader, term: f.term, heard_ms }
+            }),
+            _ => None,
+        };
+        let lease_ms = self.config.lease.as_millis() as u64;
+        let told =
+            others.map(|(from, seen)| (*from == seen.node, *seen)).chain(own.map(|seen| (false, seen)));
+        told.filter(|(_, seen)| seen.heard_ms < lease_ms).max_by_key(|(proof, _)| *proof)
+    }
+
+    /// May this node lead at all?
+    fn promotable(&self, log: &LogView, r: &Recruit) -> Result<(), Refusal> {
+        let refuse = |reason| Err(Refusal::NotPromotable { reason });
+        if (self.control.status != DataStatus::Whole || !log.whole) && !planted(Bug::CountWipedOrBuildingNode)
+        {
+            return refuse("its data is not whole (joining, building or damaged): build it first");
+        }
+        let (node, life) = (self.control.node, self.control.incarnation);
+        let binding = recruit::binding(r.told());
+        if binding.iter().any(|generation| generation.lists(node, life)) {
+            return Ok(());
+        }
+        if log.end == Lsn::ZERO || binding.iter().any(|g| g.voters.iter().any(|voter| voter.node == node)) {
+            return refuse("this data folder is not the one the cluster knows: build it first");
+        }
+        Ok(())
+    }
+
+    fn judge_alone(&self, log: &LogView, r: &Recruit, tallies: &[Tally]) -> Result<(), Refusal> {
+        if r.force {
+            return Ok(());
+        }
+        if tallies.iter().all(Tally::enough) {
+            return Err(Refusal::AloneNotNeeded {
+                have: tallies.iter().map(|tally| tally.have).min().unwrap_or(0),
+            });
+        }
+        if !tallies.iter().all(Tally::lossless) {
+            let evidence = evidence_of("alone", log, &r.reports, tallies)
+                .with("at risk", format!("every write acknowledged above {}", log.committed));
+            return Err(Refusal::LossPossible { evidence });
+        }
+        Ok(())
+    }
+
+    /// The point of no way back to the old leader's session: this candidate promises its own term.
+    fn bind(&mut self, now: Mono, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
+        self.suspend_leading("recruiting above a higher promise", out);
+        let fence = self.fence(r.term, out);
+        if matches!(self.phase, Phase::Following(_)) {
+            out.push(Effect::Unfollow);
+            self.phase = Phase::Alone { since: now };
+        }
+        if !matches!(self.phase, Phase::Leading(_)) && self.state != State::Promoting {
+            self.show(self.role, State::WaitPromoting, out);
+        }
+        r.stage = Stage::Fence(fence);
+        Step::Moved
+    }
+
+    fn gather(
+        &mut self,
+        now: Mono,
+        log: &LogView,
+        r: &mut Recruit,
+        (late, ask): (bool, bool),
+        out: &mut Vec<Effect>,
+    ) -> Step {
+        let mut voters: Vec<NodeId> = recruit::binding(r.told())
+            .iter()
+            .flat_map(|generation| generation.voters.iter().map(|voter| voter.node).collect::<Vec<_>>())
+            .filter(|node| !r.promises.contains_key(node))
+            .collect();
+        voters.sort_unstable();
+        voters.dedup();
+        let tallies = r.tallies(&r.promises);
+        let answering = voters.iter().any(|node| r.reports.contains_key(node));
+        if (tallies.iter().all(Tally::enough) && !r.alone) || (r.alone && (late || !answering)) {
+            return self.choose(now, log, r, &tallies, out);
+        }
+        if late {
+            let short = tallies.iter().find(|tally| !tally.enough()).map(no_quorum);
+            let refusal = short.unwrap_or(Refusal::Timeout { stage: "promises of the voters" });
+            return self.fail(now, r, refusal, true, out);
+        }
+        if ask {
+            let message = RoleMessage::Promise { term: r.term, force: r.force };
+            out.extend(voters.into_iter().map(|to| Effect::Send { to, message: message.clone() }));
+        }
+        Step::Stay
+    }
+
+    pub(super) fn promise_answered(
+        &mut self,
+        now: Mono,
+        (from, life): (NodeId, Incarnation),
+        term: Term,
+        answer: PromiseAnswer,
+        out: &mut Vec<Effect>,
+    ) {
+        let refused = match &answer {
+            PromiseAnswer::Refused { promised, leading } => Some((*promised, *leading)),
+            _ => None,
+        };
+        if let Some((promised, _)) = refused {
+            self.highest = self.highest.max(promised.number);
+        }
+        let Work::Recruit(recruit) = &mut self.work else { return };
+        if recruit.term != term || !matches!(recruit.stage, Stage::Gather { .. }) {
+            return;
+        }
+        if let PromiseAnswer::Promised(report) = answer {
+            if report.incarnation == life {
+                recruit.promises.insert(from, report);
+            }
+            return;
+        }
+        // A wait is asked again by the next round of requests.
+        let Some((promised, leading)) = refused else { return };
+        let refusal = if leading {
+            Refusal::PrimaryAlive { node: from, term: promised }
+        } else {
+            Refusal::Superseded { term: promised }
+        };
+        let Work::Recruit(mut recruit) = std::mem::replace(&mut self.work, Work::None) else { return };
+        if !matches!(self.fail(now, &mut recruit, refusal, !leading, out), Step::Over) {
+            self.work = Work::Recruit(recruit);
+        }
+    }
+
+    /// Enough promises: lead with the own log, or fetch the better one first.
+    fn choose(
+        &mut self,
+        now: Mono,
+        log: &LogView,
+        r: &mut Recruit,
+        tallies: &[Tally],
+        out: &mut Vec<Effect>,
+    ) -> Step {
+        out.push(Effect::Evidence(evidence_of("recruited", log, &r.promises, tallies).with("term", r.term)));
+        self.show(self.role, State::Promoting, out);
+        let better = self.better_log(&r.promises).filter(|_| !planted(Bug::PromoteTheLaggard));
+        let Some((source, history)) = better else { return self.start(log, r, out) };
+        let fork = match self.fork_with(log, &history, source.end) {
+            Ok(fork) => fork,
+            Err(refusal) => return self.fail(now, r, refusal, false, out),
+        };
+        // What was executed ahead of commit is rolled back: from here on this log is filled as a standby's.
+        r.rolled_back |= matches!(self.phase, Phase::Leading(_));
+        self.step_down(now, "a voter's log is ahead of its own", out);
+        self.show(self.role, State::Promoting, out);
+        let image = self.rewrite_history(history, out);
+        r.stage = Stage::Rewrite { image, fork, source };
+        Step::Moved
+    }
+
+    /// The log that outranks this node's own, with its history cut to its end.
+    fn better_log(&self, reports: &BTreeMap<NodeId, Report>) -> Option<(Source, super::history::History)> {
+        let node = recruit::best(reports, self.control.node).filter(|node| *node != self.control.node)?;
+        let report = &reports[&node];
+        let mut history = report.history.clone();
+        history.truncate_to(report.end);
+        Some((Source { node, last_term: report.last_term, end: report.end }, history))
+    }
+
+    fn forward(
+        &mut self,
+        now: Mono,
+        log: &LogView,
+        r: &mut Recruit,
+        source: Source,
+        out: &mut Vec<Effect>,
+    ) -> Step {
+        if log.end == source.end {
+            return self.start(log, r, out);
+        }
+        let ticket = self.ticket();
+        out.push(Effect::FastForward { ticket, from: source.node, term: r.term, to: source.end });
+        r.stage = Stage::Forward { ticket, until: now + FORWARD_MAX, source, result: None };
+        Step::Stay
+    }
+
+    pub(super) fn fast_forwarded(&mut self, answered: u64, outcome: Result<(), FastForwardFailure>) {
+        if let Work::Recruit(recruit) = &mut self.work
+            && let Stage::Forward { ticket, result, .. } = &mut recruit.stage
+            && *ticket == answered
+        {
+            *result = Some(outcome);
+        }
+    }
+
+    /// The term gets its place in the history before its first frame exists.
+    fn start(&mut self, log: &LogView, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
+        self.control.history.append(r.term, log.end);
+        self.control.last_led = r.term;
+        let image = self.persist(out);
+        r.stage = Stage::Start { image };
+        Step::Moved
+    }
+
+    fn append(&mut self, log: &LogView, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
+        let generation = self.new_generation(r);
+        let policy = generation.as_ref().map(|generation| {
+            let mut bytes = Vec::new();
+            generation.encode(&mut bytes);
+            bytes
+        });
+        self.appending = Some((r.term, generation));
+        out.push(Effect::AppendTermStart(TermStart {
+            term: r.term,
+            leader: self.control.node,
+            incarnation: self.control.incarnation,
+            previous_term: log.last_term,
+            previous_end: log.end,
+            policy,
+        }));
+        r.stage = Stage::Append;
+        Step::Stay
+    }
+
+    /// The generation that must start with the term: the first one, a lone survivor's, or one that gives a leader
+    /// without a vote its seat.
+    fn new_generation(&self, r: &Recruit) -> Option<Generation> {
+        let me = Voter { node: self.control.node, incarnation: self.control.incarnation };
+        let newest =
+            self.control.pending.as_ref().map_or(&self.control.policy, |pending| &pending.generation);
+        let highest =
+            r.told().map(|(policy, pending)| pending.map_or(policy.number, |p| p.generation.number));
+        let number = highest.max().unwrap_or(0).max(newest.number) + 1;
+        let life = |member: &Voter| {
+            let told = r.promises.get(&member.node).or(r.reports.get(&member.node));
+            let incarnation = if newest.is_seed() {
+                told.map_or(Incarnation(0), |report| report.incarnation)
+            } else {
+                member.incarnation
+            };
+            if member.node == me.node { me } else { Voter { node: member.node, incarnation } }
+        };
+        let without_me = |members: &[Voter]| -> Vec<Voter> {
+            members.iter().filter(|member| member.node != me.node).map(life).collect()
+        };
+        if r.alone {
+            let mut standbys = without_me(&newest.voters);
+            standbys.extend(without_me(&newest.standbys));
+            let forced = Generation { number, voters: vec![me], k: 0, first: false, forced: true, standbys };
+            return Some(forced);
+        }
+        if newest.is_seed() && newest.lists(me.node, me.incarnation) {
+            let voters = newest.voters.iter().map(life).collect();
+            let standbys = newest.standbys.iter().map(life).collect();
+            return Some(Generation { number, voters, standbys, ..newest.clone() });
+        }
+        if newest.lists(me.node, me.incarnation) {
+            return None;
+        }
+        let mut voters: Vec<Voter> = newest.voters.iter().map(life).collect();
+        let absent = voters.iter().rposition(|voter| !r.promises.contains_key(&voter.node));
+        let leaves = std::mem::replace(&mut voters[absent.unwrap_or(newest.voters.len() - 1)], me);
+        let mut standbys = without_me(&newest.standbys);
+        standbys.push(leaves);
+        Some(Generation { number, voters, standbys, ..newest.clone() })
+    }
+
+    pub(super) fn term_appended(&mut self, start: Lsn, end: Lsn, out: &mut Vec<Effect>) {
+        let Some((term, generation)) = self.appending.take() else { return };
+        assert_eq!(self.control.history.start_of(term), Some(start), "a term starts where its history says");
+        if let Some(generation) = generation {
+            self.control.pending = Some(PendingGeneration { generation, start, end });
+            self.pending_image = self.persist(out);
+        }
+        match &self.work {
+            Work::Recruit(recruit) if recruit.term == term && matches!(recruit.stage, Stage::Append) => {}
+            // Something stronger came while the frame was sealed: it is a frame like any other now.
+            _ => return,
+        }
+        let Work::Recruit(recruit) = std::mem::replace(&mut self.work, Work::None) else { return };
+        let asked = recruit.op.map(|op| (op, recruit.deadline));
+        let wished = self.wish.take().and_then(|wish| wish.op.map(|op| (op, wish.give_up)));
+        let evidence = Evidence::new("leading")
+            .with("term", term)
+            .with("start", start)
+            .with("promises", nodes(recruit.promises.keys()))
+            .with("copies besides the own", self.in_force().iter().map(|g| g.k).max().unwrap_or(0));
+        out.push(Effect::Evidence(evidence.clone()));
+        self.lease = Default::default();
+        self.phase = Phase::Leading(Leading {
+            term,
+            start,
+            end,
+            served: false,
+            held: false,
+            suspended: false,
+            retry_at: None,
+            yielded_until: None,
+            op: asked.or(wished),
+            evidence,
+        });
+        self.show(Role::Primary, State::Promoting, out);
+        out.push(Effect::Lead { term });
+        let announcement = self.announcement(end).expect("it leads");
+        self.to_all(announcement, out);
+    }
+
+    /// An attempt did not work. `retry`: the same attempt may work a little later.
+    fn fail(&mut self, now: Mono, r: &mut Recruit, why: Refusal, retry: bool, out: &mut Vec<Effect>) -> Step {
+        let pause = Duration::from_millis(self.rng.between(200, 800));
+        if r.op.is_some() && retry && now < r.deadline {
+            out.push(Effect::Evidence(Evidence::new("recruit tried again").with("reason", &why)));
+            r.stage = Stage::Backoff { until: now + pause };
+            return Step::Moved;
+        }
+        self.give_up(now, r, why, pause, out);
+        Step::Over
+    }
+
+    fn close(&mut self, r: &mut Recruit, result: CommandResult, out: &mut Vec<Effect>) -> Step {
+        out.extend(r.op.take().map(|op| Effect::Reply { op, result }));
+        Step::Over
+    }
+
+    pub(super) fn abandon_recruit(&mut self, now: Mono, mut r: Recruit, why: Refusal, out: &mut Vec<Effect>) {
+        if matches!(r.stage, Stage::Forward { .. }) {
+            out.push(Effect::Unfollow);
+        }
+        let pause = self.config.lease * 2;
+        self.give_up(now, &mut r, why, pause, out);
+    }
+
+    /// Ends an attempt: a leader and a standing request try again later, an operator gets the reason.
+    fn give_up(&mut self, now: Mono, r: &mut Recruit, why: Refusal, pause: Duration, out: &mut Vec<Effect>) {
+        out.push(Effect::Evidence(Evidence::new("recruit given up").with("reason", &why)));
+        self.grants.open();
+        if matches!(self.phase, Phase::Leading(_)) {
+            self.plan_retry(now, 1);
+            if self.state == State::Promoting && self.leading().is_none() {
+                self.show(Role::Primary, State::WaitPromoting, out);
+            }
+        } else if r.rolled_back {
+            // It was a primary and had to roll back: it still means to lead until another one does.
+            let wish = Wish { op: None, give_up: now, next: now + pause, alone: false, force: false };
+            self.wish.get_or_insert(wish);
+        }
+        if matches!(self.state, State::WaitPromoting | State::Promoting) && self.role != Role::Primary {
+            self.show_lonely(out);
+        }
+        if r.wish
+            && let Some(mut wish) = self.wish.take()
+        {
+            // A request waits for voters, not for a change of facts. Nor does it ask a living leader to yield for ever.
+            let waits = matches!(
+                why,
+                Refusal::NoQuorum { .. } | Refusal::Superseded { .. } | Refusal::Timeout { .. }
+            );
+            wish.next = now + pause;
+            wish.force &= now < wish.give_up;
+            let told = wish.op.take_if(|_| !waits || now >= wish.give_up);
+            out.extend(told.map(|op| Effect::Reply { op, result: Err(why.clone()) }));
+            self.wish = Some(wish).filter(|_| waits);
+        }
+        self.close(r, Err(why), out);
+    }
+}
+
+fn no_quorum(short: &Tally) -> Refusal {
+    Refusal::NoQuorum {
+        generation: short.generation,
+        have: short.have,
+        need: short.need,
+        missing: short.missing.clone(),
+    }
+}
+
+fn nodes<'a>(nodes: impl Iterator<Item = &'a NodeId>) -> String {
+    nodes.map(NodeId::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// What was found, for the operator: who answered, whose log is best, how many votes.
+fn evidence_of(
+    what: &'static str,
+    log: &LogView,
+    reports: &BTreeMap<NodeId, Report>,
+    tallies: &[Tally],
+) -> Evidence {
+    let logs: Vec<String> =
+        reports.iter().map(|(node, report)| format!("{node}:{}@{}", report.end, report.last_term)).collect();
+    let votes: Vec<String> = tallies
+        .iter()
+        .map(|tally| format!("generation {}: {} of {} needed", tally.generation, tally.have, tally.need))
+        .collect();
+    Evidence::new(what)
+        .with("logs", logs.join(" "))
+        .with("votes", votes.join(", "))
+        .with("own end", log.end)
+        .with("known commit", log.committed)
+}

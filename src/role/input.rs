@@ -1,0 +1,258 @@
+//! What goes into the role machine and what comes out of it.
+
+use super::control::{ControlState, DataStatus};
+use super::history::History;
+use super::message::RoleMessage;
+use super::policy::Generation;
+use super::state::{Role, State};
+use crate::base::{CommittedLsn, FlushedLsn, Incarnation, Lsn, Mono, NodeId, Term};
+
+/// The log of this node as it stands when an input is handled. The machine keeps no copy of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogView {
+    /// End of the last frame in the log, flushed or not.
+    pub end: Lsn,
+    /// Term of the last frame in the log; [`Term::NONE`] for an empty log. Never the promised term.
+    pub last_term: Term,
+    pub flushed: FlushedLsn,
+    /// What this node *knows* to be committed.
+    pub committed: CommittedLsn,
+    /// False when recovery found damage below a known-durable mark (`protocol` 5.1).
+    pub whole: bool,
+}
+
+/// One event. Tickets tie an answer to the effect that asked for it; a late answer to an abandoned step is ignored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Call at least every [`super::machine::TICK`].
+    Tick,
+    /// An operator, an agent or the start mode asks. Answered by exactly one [`Effect::Reply`] with the same `op`.
+    Command { op: u64, command: Command },
+    /// A message of an authenticated peer of this cluster.
+    Peer { from: NodeId, incarnation: Incarnation, message: RoleMessage },
+    /// A connection to a peer finished its handshake.
+    PeerUp { node: NodeId, incarnation: Incarnation },
+    /// The last connection to a peer ended. `process_gone`: by the peer's own FIN or RST, never by a local timeout.
+    /// When this node itself closes the connection, hand this in *before* the socket closes: the peer may take the FIN
+    /// for this process's death, and a leader must not count on that peer's lease grant any more.
+    PeerDown { node: NodeId, process_gone: bool },
+    /// Both control copies hold this image generation (or a newer one), flushed.
+    Persisted { generation: u64 },
+    /// Answer to [`Effect::Drain`]: no ack of an older session will leave any more, every log write and truncation
+    /// that was in flight is done and flushed, so `log.flushed == log.end`.
+    Drained { ticket: u64 },
+    /// Answer to [`Effect::Truncate`]: the tail is zeroed and flushed.
+    Truncated { ticket: u64 },
+    /// Answer to [`Effect::FastForward`]. On success everything up to the asked LSN is flushed here.
+    FastForwarded { ticket: u64, result: Result<(), FastForwardFailure> },
+    /// Answer to [`Effect::AppendTermStart`]: the frame (and a filler in front of it, if one was needed) is sealed.
+    /// `start` is the first byte of the new term, `end` the end of the frame with the term-start record.
+    TermAppended { start: Lsn, end: Lsn },
+    /// `log.committed` moved.
+    CommitMoved,
+    /// A frame with a policy record was appended to this log as a standby, or met during recovery. Until the machine
+    /// has it durable, [`super::RoleMachine::ack_limit`] holds acks below `end`.
+    PolicyAppended { generation: Generation, start: Lsn, end: Lsn },
+    /// The leader of the followed session was heard (heartbeat or frame). `end` is its end of log as last told.
+    /// Also report it, at most every few ms, while the stream is busy.
+    Heartbeat { leader: NodeId, term: Term, end: Lsn },
+    /// A voter answered the heartbeat that this leader sent at `sent`, in a session of `term`, with a lease grant.
+    Granted { from: NodeId, incarnation: Incarnation, term: Term, sent: Mono },
+    /// A peer refused a session of this node because it promised `promised`.
+    SessionRefused { by: NodeId, promised: Term },
+    /// A build began or ended, recovery found damage, or a repair made the data whole again. `incarnation` changes
+    /// when a full build gave the folder a new life; such a build also brings its source's history (up to the end of
+    /// the built log) and committed policy. A build touches log or store only after `Building` is durable. The promise stays: it belongs to the node, not to the data.
+    DataChanged {
+        status: DataStatus,
+        incarnation: Incarnation,
+        history: Option<History>,
+        policy: Option<Generation>,
+    },
+    /// A log write or flush failed: the machine latches and asks for nothing more.
+    LogFailed,
+}
+
+/// Why a fast-forward did not arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FastForwardFailure {
+    /// The source went away, refused the session or timed out.
+    Unreachable,
+    /// The source no longer keeps the log from this node's end: a build is needed first.
+    NotRetained,
+}
+
+/// What the first frame of a term must say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TermStart {
+    pub term: Term,
+    pub leader: NodeId,
+    pub incarnation: Incarnation,
+    pub previous_term: Term,
+    /// The new term starts exactly here: the end of the log when this effect is given.
+    pub previous_end: Lsn,
+    /// Encoded [`Generation`] for a policy record behind the term-start record, in the same frame.
+    pub policy: Option<Vec<u8>>,
+}
+
+/// An order to the node. Orders of one call are carried out one after the other, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Best effort: may be lost, late or doubled.
+    Send { to: NodeId, message: RoleMessage },
+    /// Write and flush both control copies, one after the other (`control::copies_to_write`), then
+    /// [`Input::Persisted`]. A newer image may replace one that still waits to be written.
+    Persist { state: Box<ControlState> },
+    /// From this moment: send no ack and no lease grant of any session, count no ack, release no reply. Lasts until
+    /// [`Effect::Follow`] or [`Effect::Lead`].
+    StopAcks,
+    /// Let log writes in flight finish and flush; start no new ones; then [`Input::Drained`].
+    Drain { ticket: u64 },
+    /// Pull the log `from` this node's end up to `to` in a session of `term`, flush it, then [`Input::FastForwarded`].
+    /// The history that covers those frames is durable already.
+    FastForward { ticket: u64, from: NodeId, term: Term, to: Lsn },
+    /// Seal the first frame of a term, then [`Input::TermAppended`].
+    AppendTermStart(TermStart),
+    /// Lead: sessions of `term` may be opened to standbys and their acks counted; client work stays held.
+    Lead { term: Term },
+    /// The term-start frame is committed: answer clients.
+    Serve { term: Term },
+    /// Take no client command and release no reply for now; nothing is rolled back. Ended by `Serve` or `Demote`.
+    HoldClients { reason: &'static str },
+    /// Close clients (UNKNOWN for writes in doubt), roll back everything above commit, stop leading.
+    Demote { reason: String },
+    /// Stream from `leader` in sessions of `term`; acks and grants are allowed again.
+    Follow { leader: NodeId, term: Term },
+    /// Stop receiving from anybody, a fast-forward included.
+    Unfollow,
+    /// Keep the tail above `to` as a tail file, zero it, flush, then [`Input::Truncated`]. The history is durable.
+    Truncate { ticket: u64, to: Lsn },
+    /// The answer to a command.
+    Reply { op: u64, result: CommandResult },
+    /// Shown state changed.
+    Changed { role: Role, state: State },
+    /// Facts for the log: why the machine did what it did.
+    Evidence(Evidence),
+    /// The log failed: exit non-zero when clients are closed.
+    Latch { reason: &'static str },
+}
+
+/// What may be asked of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Make this node the primary although the old one is gone. `dry_run`: only say whether it would work.
+    /// `alone`: install a one-voter generation. `force`: ask a living primary to yield; with `alone` also accept that
+    /// acknowledged writes may be lost.
+    Failover { dry_run: bool, alone: bool, force: bool },
+    /// `start -M primary`: a request, never an order. Tried again until this node leads or finds a leader.
+    RequestPrimary { alone: bool, force: bool },
+    /// `start -M standby`: withdraws an earlier request.
+    RequestStandby,
+}
+
+pub type CommandResult = Result<Done, Refusal>;
+
+/// A command that did what it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// This node serves as primary in this term.
+    Primary { term: Term, start: Lsn, evidence: Evidence },
+    /// A dry run: it would work.
+    Would { evidence: Evidence },
+    /// Another node leads and this one follows it.
+    Following { leader: NodeId, term: Term },
+    /// This node stays a standby.
+    Standby,
+}
+
+/// Why a command was not done. Every variant says what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// A primary is alive: use switchover, or `--force` to make it yield.
+    PrimaryAlive { node: NodeId, term: Term },
+    /// Too few counting voters answer: bring up voters of that generation, or `--alone` on the last server.
+    NoQuorum { generation: u64, have: usize, need: usize, missing: Vec<NodeId> },
+    /// `--alone` is not needed: enough voters answer. Run it without.
+    AloneNotNeeded { have: usize },
+    /// `--alone` could lose acknowledged writes: repeat with `--force` to accept that.
+    LossPossible { evidence: Evidence },
+    /// This node's log is not whole, it is building, or it is not a member: build first.
+    NotPromotable { reason: &'static str },
+    /// This log forks below what it knows to be committed: build this node first.
+    NeedRepair { fork: Lsn, committed: Lsn },
+    /// Another command is being worked on.
+    Busy,
+    /// A higher term came in between: look at who leads now.
+    Superseded { term: Term },
+    /// Not reached in time. `stage` says what was missing; a started term goes on and may still succeed.
+    Timeout { stage: &'static str },
+    /// The log of this node failed: restart or replace it.
+    LogFailed,
+}
+
+/// Named facts behind a decision, in the order in which they were found.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Evidence {
+    pub what: &'static str,
+    pub fields: Vec<(&'static str, String)>,
+}
+
+impl Evidence {
+    pub fn new(what: &'static str) -> Evidence {
+        Evidence { what, fields: Vec::new() }
+    }
+
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl ToString) -> Evidence {
+        self.fields.push((name, value.to_string()));
+        self
+    }
+}
+
+impl std::fmt::Display for Evidence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.what)?;
+        for (name, value) in &self.fields {
+            write!(f, " {name}={value}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Refusal::PrimaryAlive { node, term } => write!(
+                f,
+                "node {node} is alive as primary of term {term}: use switchover, or --force to make it yield"
+            ),
+            Refusal::NoQuorum { generation, have, need, missing } => {
+                write!(
+                    f,
+                    "policy generation {generation} needs {need} counting voters and {have} answer (missing:"
+                )?;
+                missing.iter().try_for_each(|node| write!(f, " {node}"))?;
+                f.write_str("): start more voters, or use --alone if this is the last server")
+            }
+            Refusal::AloneNotNeeded { have } => {
+                write!(f, "{have} voters answer, which is enough: run it without --alone")
+            }
+            Refusal::LossPossible { evidence } => {
+                write!(f, "acknowledged writes could be lost ({evidence}): add --force to accept that")
+            }
+            Refusal::NotPromotable { reason } => write!(f, "this node cannot be promoted: {reason}"),
+            Refusal::NeedRepair { fork, committed } => write!(
+                f,
+                "this log forks at {fork}, below its known commit {committed}: build this node first"
+            ),
+            Refusal::Busy => f.write_str("another command is being worked on: wait for it"),
+            Refusal::Superseded { term } => {
+                write!(f, "superseded by term {term}: look at `query` for who leads now")
+            }
+            Refusal::Timeout { stage } => write!(f, "not reached in time: {stage}"),
+            Refusal::LogFailed => f.write_str("the log of this node failed: restart or replace it"),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}

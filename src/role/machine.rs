@@ -1,0 +1,798 @@
+//! The role machine: its state, the dispatch of inputs, and the questions that other rooms ask.
+//!
+//! At most one procedure ([`Work`]) runs at a time, on top of what the node is ([`Phase`]). Every procedure begins with
+//! a fence: acks stopped, promise durable, log drained. A stronger input (a higher term) replaces the procedure; late
+//! answers to the old one carry its tickets and are ignored.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::candidate::{Recruit, Stage};
+use super::control::{ControlState, DataStatus};
+use super::follow::Adopt;
+use super::history::{self, History};
+use super::input::{Command, Done, Effect, Evidence, Input, LogView, Refusal};
+use super::lead::Leading;
+use super::lease::{Grants, LeaderLease};
+use super::message::{LeaderSeen, Report, RoleMessage};
+use super::policy::{CommitRule, Generation, PendingGeneration};
+use super::promise::PromiseWork;
+use super::state::{Repair, Role, State, allowed};
+use crate::base::limits::PEER_SILENCE_MAX;
+use crate::base::planted::{Bug, planted};
+use crate::base::{Incarnation, Lsn, Mono, NodeId, Prng, Term};
+
+/// How often [`Input::Tick`] is wanted at least.
+pub const TICK: Duration = Duration::from_millis(50);
+/// How often a node without a leader asks who leads.
+const PROBE_EVERY: Duration = Duration::from_millis(300);
+/// How long a command may wait for its outcome.
+pub(super) const COMMAND_MAX: Duration = Duration::from_secs(15);
+
+/// What the machine must know besides its durable state.
+#[derive(Clone, Debug)]
+pub struct RoleConfig {
+    /// Every other member of the cluster that can be spoken to.
+    pub peers: Vec<NodeId>,
+    /// Shown as cascade standby when not leading.
+    pub cascade: bool,
+    pub lease: Duration,
+    /// Seed of term ids and back-off. From the operating system in production: two nodes must never share one.
+    pub seed: u64,
+}
+
+/// May a session with this term go on?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Accept,
+    /// The term is not followed yet: keep the session waiting (or drop it) until `Effect::Follow` names its term.
+    AdoptFirst,
+    /// Answer with this promised term and close.
+    Refuse(Term),
+}
+
+/// What this node is to the cluster.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// No leader known.
+    Alone {
+        since: Mono,
+    },
+    Following(Following),
+    Leading(Leading),
+    /// The log failed.
+    Failed,
+}
+
+/// The leader this node streams from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Following {
+    pub leader: NodeId,
+    pub term: Term,
+    /// When it was last heard; `None` once its process is known to be gone.
+    pub heard: Option<Mono>,
+    /// Start of the present silence, for the shown state.
+    pub since: Mono,
+    /// Its end of log as last told.
+    pub end: Lsn,
+}
+
+/// The procedure under way.
+#[derive(Debug)]
+pub(super) enum Work {
+    None,
+    /// Promising another node's candidate.
+    Promise(PromiseWork),
+    /// Following a started term.
+    Adopt(Box<Adopt>),
+    /// Being a candidate.
+    Recruit(Box<Recruit>),
+}
+
+/// Acks stopped, promise on its way to disk, log draining.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fence {
+    pub image: u64,
+    pub ticket: u64,
+    pub drained: bool,
+}
+
+/// A standing request to become primary.
+#[derive(Debug)]
+pub(super) struct Wish {
+    pub op: Option<u64>,
+    /// When `op` is answered at the latest.
+    pub give_up: Mono,
+    pub next: Mono,
+    pub alone: bool,
+    pub force: bool,
+}
+
+/// One node's role. See the room's description.
+#[derive(Debug)]
+pub struct RoleMachine {
+    pub(super) config: RoleConfig,
+    pub(super) control: ControlState,
+    pub(super) rng: Prng,
+    /// The newest control image known to be durable.
+    pub(super) durable: u64,
+    /// The image that first held the pending generation.
+    pub(super) pending_image: u64,
+    pub(super) tickets: u64,
+    pub(super) role: Role,
+    pub(super) state: State,
+    pub(super) phase: Phase,
+    pub(super) work: Work,
+    pub(super) wish: Option<Wish>,
+    /// One command that waits for a promise or a change of leader to end.
+    queued: Option<(u64, Command, Mono)>,
+    pub(super) grants: Grants,
+    pub(super) lease: LeaderLease,
+    pub(super) lives: BTreeMap<NodeId, Incarnation>,
+    /// Highest term number met anywhere: a new term goes above it.
+    pub(super) highest: u64,
+    /// A term-start frame that was ordered and not yet reported, with the generation it carries.
+    pub(super) appending: Option<(Term, Option<Generation>)>,
+    /// The history that is on its way to disk, before the log is cut or continued to match it. Until then
+    /// `control.history` goes on describing the log as it is.
+    pub(super) rewriting: Option<History>,
+    /// The started term that this log cannot follow.
+    pub(super) blocked: Option<Term>,
+    pub(super) last_followed: Option<(NodeId, Term)>,
+    next_probe: Mono,
+    booted: bool,
+}
+
+impl RoleMachine {
+    /// `control` as chosen from both copies; the first handled input counts its start and persists it. `now` is the
+    /// start of the process.
+    pub fn new(config: RoleConfig, control: ControlState, now: Mono) -> RoleMachine {
+        let written = !control.history.is_empty();
+        let role = match (written, config.cascade) {
+            (false, _) => Role::Pending,
+            (true, false) => Role::Standby,
+            (true, true) => Role::CascadeStandby,
+        };
+        let state = match control.status {
+            DataStatus::Building => State::Building,
+            DataStatus::Damaged => State::NeedRepair(Repair::Wal),
+            DataStatus::Whole | DataStatus::Learner => State::Starting,
+        };
+        RoleMachine {
+            rng: Prng::new(config.seed),
+            durable: control.generation,
+            pending_image: 0,
+            tickets: 0,
+            role,
+            state,
+            phase: Phase::Alone { since: now },
+            work: Work::None,
+            wish: None,
+            queued: None,
+            grants: Grants::new(now, config.lease, written),
+            lease: LeaderLease::default(),
+            lives: BTreeMap::new(),
+            highest: control.promised.number,
+            appending: None,
+            rewriting: None,
+            blocked: None,
+            last_followed: None,
+            next_probe: now,
+            booted: false,
+            config,
+            control,
+        }
+    }
+
+    /// Takes one input and appends what must be done, in order.
+    pub fn handle(&mut self, now: Mono, log: &LogView, input: Input, out: &mut Vec<Effect>) {
+        assert!(log.flushed.lsn() <= log.end, "no more can be flushed than was written");
+        if !self.booted {
+            self.boot(log, out);
+        }
+        if matches!(self.phase, Phase::Failed) {
+            if let Input::Command { op, .. } = input {
+                out.push(Effect::Reply { op, result: Err(Refusal::LogFailed) });
+            }
+            return;
+        }
+        self.control.known_committed.advance(log.committed.lsn());
+        self.settle_policy(log, out);
+        self.dispatch(now, log, input, out);
+        self.settle_policy(log, out);
+        while self.advance(now, log, out) {}
+    }
+
+    fn boot(&mut self, log: &LogView, out: &mut Vec<Effect>) {
+        self.booted = true;
+        self.control.starts += 1;
+        // The record of a generation that never reached this log is no generation.
+        if self.control.pending.as_ref().is_some_and(|pending| pending.end > log.end) {
+            self.control.pending = None;
+        }
+        self.persist(out);
+        if planted(Bug::ResumeOwnTermAfterRestart) {
+            self.resume_own_term(log, out);
+        }
+    }
+
+    fn dispatch(&mut self, now: Mono, log: &LogView, input: Input, out: &mut Vec<Effect>) {
+        match input {
+            Input::Tick => self.tick(now, out),
+            Input::Command { op, command } => self.command(now, log, op, command, out),
+            Input::Peer { from, incarnation, message } => {
+                self.lives.insert(from, incarnation);
+                self.message(now, log, from, incarnation, message, out);
+            }
+            Input::PeerUp { node, incarnation } => {
+                self.lives.insert(node, incarnation);
+                let message = self.announcement(log.end).unwrap_or(RoleMessage::StatusProbe);
+                out.push(Effect::Send { to: node, message });
+            }
+            Input::PeerDown { node, process_gone } => {
+                self.lease.forget(node, now);
+                if process_gone {
+                    self.grants.process_gone(node);
+                    if let Phase::Following(following) = &mut self.phase
+                        && following.leader == node
+                    {
+                        following.heard = None;
+                    }
+                }
+            }
+            Input::Persisted { generation } => {
+                assert!(generation <= self.control.generation, "only what was ordered can be durable");
+                self.durable = self.durable.max(generation);
+            }
+            Input::Drained { ticket } => self.drained(ticket),
+            Input::Truncated { ticket } => self.truncated(log, ticket, out),
+            Input::FastForwarded { ticket, result } => self.fast_forwarded(ticket, result),
+            Input::TermAppended { start, end } => self.term_appended(start, end, out),
+            Input::CommitMoved => {}
+            Input::PolicyAppended { generation, start, end } => {
+                self.policy_appended(PendingGeneration { generation, start, end }, out);
+            }
+            Input::Heartbeat { leader, term, end } => self.heard(now, log, leader, term, end, out),
+            Input::Granted { from, incarnation, term, sent } => {
+                if self.leading() == Some(term) {
+                    self.lease.granted(from, incarnation, sent, self.config.lease);
+                }
+            }
+            Input::SessionRefused { promised, .. } => self.met_promise(now, promised, out),
+            Input::DataChanged { status, incarnation, history, policy } => {
+                self.data_changed(now, status, incarnation, out);
+                if let Some(history) = history {
+                    self.control.history = history;
+                }
+                if let Some(policy) = policy {
+                    self.control.policy = policy;
+                    self.control.pending = None;
+                }
+                self.persist(out);
+            }
+            Input::LogFailed => self.fail_log(out),
+        }
+    }
+
+    fn message(
+        &mut self,
+        now: Mono,
+        log: &LogView,
+        from: NodeId,
+        incarnation: Incarnation,
+        message: RoleMessage,
+        out: &mut Vec<Effect>,
+    ) {
+        match message {
+            RoleMessage::Dry { attempt } => {
+                let message = RoleMessage::DryReply {
+                    attempt,
+                    promised: self.control.promised,
+                    leader: self.leader_seen(now),
+                    lease_ms: ms_up(self.grants.remaining(now)),
+                    report: self.report(log),
+                };
+                out.push(Effect::Send { to: from, message });
+            }
+            RoleMessage::DryReply { attempt, promised, leader, report, .. } => {
+                self.highest = self.highest.max(promised.number);
+                if report.incarnation == incarnation {
+                    self.dry_reply(now, from, attempt, leader, report, out);
+                }
+            }
+            RoleMessage::Promise { term, force } => self.promise_asked(now, log, from, term, force, out),
+            RoleMessage::PromiseReply { term, answer } => {
+                self.promise_answered(now, (from, incarnation), term, answer, out);
+            }
+            RoleMessage::Announce { term, history, end, .. } => {
+                self.announced(now, from, (term, history, end), out);
+            }
+            RoleMessage::StatusProbe => {
+                let message = self.announcement(log.end).unwrap_or_else(|| RoleMessage::Status {
+                    promised: self.control.promised,
+                    leader: self.leader_seen(now),
+                    role: self.role,
+                    state: self.state,
+                    end: log.end,
+                    committed: log.committed,
+                });
+                out.push(Effect::Send { to: from, message });
+            }
+            RoleMessage::Status { promised, leader, .. } => {
+                self.met_started(now, leader.map_or(Term::NONE, |seen| seen.term), out);
+                self.met_promise(now, promised, out);
+                self.hear_of_leader(leader, out);
+            }
+            RoleMessage::Yield { attempt } => self.yield_asked(now, from, attempt, out),
+            RoleMessage::YieldReply { attempt, .. } => self.yield_answered(attempt),
+            RoleMessage::LeaseRelease { term } => self.grants.release(from, term),
+            RoleMessage::Fenced { promised } => self.met_promise(now, promised, out),
+        }
+    }
+
+    fn command(&mut self, now: Mono, log: &LogView, op: u64, command: Command, out: &mut Vec<Effect>) {
+        if command == Command::RequestStandby {
+            let given_up = self.wish.take().and_then(|wish| wish.op);
+            let ends = given_up.map(|op| (op, Err(Refusal::Superseded { term: self.control.promised })));
+            let result = match self.leading() {
+                Some(term) => Err(Refusal::PrimaryAlive { node: self.control.node, term }),
+                None => Ok(Done::Standby),
+            };
+            out.extend(
+                ends.into_iter().chain([(op, result)]).map(|(op, result)| Effect::Reply { op, result }),
+            );
+            return;
+        }
+        let busy = matches!(self.work, Work::Recruit(_)) || self.queued.is_some() || self.wish.is_some();
+        if let Phase::Leading(leading) = &self.phase
+            && leading.served
+        {
+            let evidence = Evidence::new("already primary").with("term", leading.term);
+            let done = Done::Primary { term: leading.term, start: leading.start, evidence };
+            out.push(Effect::Reply { op, result: Ok(done) });
+        } else if busy || matches!(self.phase, Phase::Leading(_)) {
+            out.push(Effect::Reply { op, result: Err(Refusal::Busy) });
+        } else if let Command::RequestPrimary { alone, force } = command {
+            self.wish = Some(Wish { op: Some(op), give_up: now + COMMAND_MAX, next: now, alone, force });
+        } else if matches!(self.work, Work::None) {
+            self.begin_failover(now, log, op, command, out);
+        } else {
+            self.queued = Some((op, command, now + COMMAND_MAX));
+        }
+    }
+
+    /// Runs whatever time or a finished step allows. True when something moved, so that the caller asks again.
+    fn advance(&mut self, now: Mono, log: &LogView, out: &mut Vec<Effect>) -> bool {
+        self.try_serve(log, out);
+        match &self.work {
+            Work::Promise(_) => self.advance_promise(now, log, out),
+            Work::Adopt(_) => self.advance_adopt(now, log, out),
+            Work::Recruit(_) => self.advance_recruit(now, log, out),
+            Work::None => {
+                if let Some((op, command, until)) = self.queued.take() {
+                    if now < until {
+                        self.command(now, log, op, command, out);
+                    } else {
+                        let stage = "an earlier change of leader to end";
+                        out.push(Effect::Reply { op, result: Err(Refusal::Timeout { stage }) });
+                    }
+                    return true;
+                }
+                self.start_due_recruit(now)
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Mono, out: &mut Vec<Effect>) {
+        self.lead_tick(now, out);
+        let silent = match &self.phase {
+            Phase::Alone { since } => Some(*since),
+            Phase::Following(following) => {
+                let last = following.heard.unwrap_or(following.since);
+                (now.since(last) > self.config.lease).then_some(last)
+            }
+            Phase::Leading(leading) => (leading.suspended || !self.may_read(now)).then_some(now),
+            Phase::Failed => None,
+        };
+        let Some(since) = silent else { return };
+        if now >= self.next_probe {
+            self.next_probe = now + PROBE_EVERY;
+            self.to_all(RoleMessage::StatusProbe, out);
+        }
+        let idle = matches!(self.work, Work::None) && !matches!(self.phase, Phase::Leading(_));
+        if idle && now.since(since) > PEER_SILENCE_MAX {
+            self.show_lonely(out);
+        }
+    }
+
+    /// A waiting node without a leader.
+    pub(super) fn show_lonely(&mut self, out: &mut Vec<Effect>) {
+        match (self.role, self.state) {
+            (_, State::Building | State::NeedRepair(_)) => {}
+            (Role::Pending, _) => self.show(Role::Pending, State::Normal, out),
+            (role, _) => self.show(role, State::NeedRepair(Repair::Disconnected), out),
+        }
+    }
+
+    /// The one door for shown roles and states.
+    pub(super) fn show(&mut self, role: Role, state: State, out: &mut Vec<Effect>) {
+        let (from, to) = ((self.role, self.state), (role, state));
+        assert!(allowed(from, to), "a forbidden move from {from:?} to {to:?}");
+        if from != to {
+            (self.role, self.state) = to;
+            out.push(Effect::Changed { role, state });
+        }
+    }
+
+    /// Orders the control state to disk under a new image number.
+    pub(super) fn persist(&mut self, out: &mut Vec<Effect>) -> u64 {
+        self.control.generation += 1;
+        let mut state = Box::new(self.control.clone());
+        if let Some(history) = &self.rewriting {
+            state.history = history.clone();
+        }
+        out.push(Effect::Persist { state });
+        self.control.generation
+    }
+
+    /// Orders `history` to disk; it becomes the own one with [`RoleMachine::rewritten`].
+    pub(super) fn rewrite_history(&mut self, history: History, out: &mut Vec<Effect>) -> u64 {
+        self.rewriting = Some(history);
+        self.persist(out)
+    }
+
+    /// The new history is durable, and the log is about to match it.
+    pub(super) fn rewritten(&mut self) {
+        self.control.history = self.rewriting.take().expect("a history was being rewritten");
+    }
+
+    pub(super) fn ticket(&mut self) -> u64 {
+        self.tickets += 1;
+        self.tickets
+    }
+
+    /// Begins the fence for `term` (`protocol` 3.2): acks stopped first, promise persisted, log drained.
+    pub(super) fn fence(&mut self, term: Term, out: &mut Vec<Effect>) -> Fence {
+        if !planted(Bug::AckAfterPromise) {
+            out.push(Effect::StopAcks);
+        }
+        self.highest = self.highest.max(term.number);
+        let image = if term > self.control.promised {
+            self.control.promised = term;
+            self.persist(out)
+        } else {
+            self.control.generation
+        };
+        let ticket = self.ticket();
+        out.push(Effect::Drain { ticket });
+        Fence { image, ticket, drained: false }
+    }
+
+    /// True when the promise is durable and the log at rest.
+    pub(super) fn fenced(&self, fence: &Fence, log: &LogView) -> bool {
+        let done = fence.drained && self.durable >= fence.image;
+        let at_rest = log.flushed.lsn() == log.end || planted(Bug::AckAfterPromise);
+        assert!(!done || at_rest, "a drained log is flushed to its end");
+        done
+    }
+
+    fn drained(&mut self, ticket: u64) {
+        let fence = match &mut self.work {
+            Work::Promise(work) => Some(&mut work.fence),
+            Work::Adopt(adopt) => adopt.fence_mut(),
+            Work::Recruit(recruit) => match &mut recruit.stage {
+                Stage::Fence(fence) => Some(fence),
+                _ => None,
+            },
+            Work::None => None,
+        };
+        if let Some(fence) = fence.filter(|fence| fence.ticket == ticket) {
+            fence.drained = true;
+        }
+    }
+
+    fn truncated(&mut self, log: &LogView, ticket: u64, out: &mut Vec<Effect>) {
+        if self.control.pending.as_ref().is_some_and(|pending| pending.end > log.end) {
+            self.control.pending = None;
+            self.persist(out);
+        }
+        match &mut self.work {
+            Work::Adopt(adopt) => adopt.truncated(ticket),
+            Work::Recruit(recruit) => recruit.truncated(ticket),
+            Work::Promise(_) | Work::None => {}
+        }
+    }
+
+    /// What this node says of itself in a dry answer or a promise.
+    pub(super) fn report(&self, log: &LogView) -> Report {
+        let last_term = if planted(Bug::ReportPromisedTerm) { self.control.promised } else { log.last_term };
+        Report {
+            incarnation: self.control.incarnation,
+            last_term,
+            end: log.end,
+            committed: log.committed,
+            whole: self.control.status == DataStatus::Whole && log.whole,
+            history: self.control.history.clone(),
+            policy: self.control.policy.clone(),
+            pending: self.control.pending.clone(),
+        }
+    }
+
+    /// The generations that bind this node's own commits and lease.
+    pub(super) fn in_force(&self) -> Vec<Generation> {
+        match &self.control.pending {
+            Some(pending) if pending.generation.forced => vec![pending.generation.clone()],
+            Some(pending) => vec![self.control.policy.clone(), pending.generation.clone()],
+            None => vec![self.control.policy.clone()],
+        }
+    }
+
+    fn policy_appended(&mut self, pending: PendingGeneration, out: &mut Vec<Effect>) {
+        let known = self.control.pending.as_ref() == Some(&pending);
+        if pending.generation.number <= self.control.policy.number || known {
+            return;
+        }
+        if let Some(before) = self.control.pending.take()
+            && before.generation.number < pending.generation.number
+        {
+            // Generations change one at a time: the next is appended only after its predecessor has committed.
+            self.control.policy = before.generation;
+        }
+        self.control.pending = Some(pending);
+        self.pending_image = self.persist(out);
+    }
+
+    /// A pending generation whose record is committed is in force alone.
+    fn settle_policy(&mut self, log: &LogView, out: &mut Vec<Effect>) {
+        if self.control.pending.as_ref().is_none_or(|pending| pending.end > log.committed.lsn()) {
+            return;
+        }
+        let pending = self.control.pending.take().expect("it was just seen");
+        let evidence = Evidence::new("policy generation in force")
+            .with("generation", pending.generation.number)
+            .with("voters", pending.generation.voters.len())
+            .with("copies", pending.generation.k);
+        self.control.policy = pending.generation;
+        self.persist(out);
+        out.push(Effect::Evidence(evidence));
+    }
+
+    fn data_changed(
+        &mut self,
+        now: Mono,
+        status: DataStatus,
+        incarnation: Incarnation,
+        out: &mut Vec<Effect>,
+    ) {
+        self.control.status = status;
+        self.control.incarnation = incarnation;
+        self.blocked = None;
+        self.next_probe = now;
+        match status {
+            DataStatus::Whole | DataStatus::Learner => {
+                if matches!(self.state, State::Building | State::NeedRepair(_)) {
+                    self.show(self.role, State::Starting, out);
+                }
+            }
+            DataStatus::Building | DataStatus::Damaged => {
+                self.step_down(now, "its data is not whole", out);
+                let state = match status {
+                    DataStatus::Building => State::Building,
+                    _ => State::NeedRepair(Repair::Wal),
+                };
+                self.abandon_work(now, Refusal::NotPromotable { reason: "its data is not whole" }, out);
+                out.extend([Effect::StopAcks, Effect::Unfollow]);
+                self.phase = Phase::Alone { since: now };
+                self.show(self.role, state, out);
+            }
+        }
+    }
+
+    fn fail_log(&mut self, out: &mut Vec<Effect>) {
+        out.push(Effect::StopAcks);
+        self.step_down(Mono(0), "its log failed", out);
+        self.abandon_work(Mono(0), Refusal::LogFailed, out);
+        let wish = self.wish.take().and_then(|wish| wish.op);
+        let queued = self.queued.take().map(|(op, _, _)| op);
+        for op in wish.into_iter().chain(queued) {
+            out.push(Effect::Reply { op, result: Err(Refusal::LogFailed) });
+        }
+        self.phase = Phase::Failed;
+        self.show(self.role, State::NeedRepair(Repair::Io), out);
+        out.push(Effect::Latch { reason: "a log write or flush failed" });
+    }
+
+    /// Ends whatever runs, because something stronger came.
+    pub(super) fn abandon_work(&mut self, now: Mono, why: Refusal, out: &mut Vec<Effect>) {
+        let work = std::mem::replace(&mut self.work, Work::None);
+        if self.rewriting.take().is_some() {
+            // The log was not touched yet: its own history goes back to disk.
+            self.persist(out);
+        }
+        if let Work::Recruit(recruit) = work {
+            self.abandon_recruit(now, *recruit, why, out);
+        }
+    }
+
+    pub(super) fn to_all(&self, message: RoleMessage, out: &mut Vec<Effect>) {
+        out.extend(self.everybody().into_iter().map(|to| Effect::Send { to, message: message.clone() }));
+    }
+
+    /// Every other node that is known: configured, or a member of a generation.
+    pub(super) fn everybody(&self) -> Vec<NodeId> {
+        let mut all = self.config.peers.clone();
+        all.extend(self.in_force().iter().flat_map(Generation::members).map(|member| member.node));
+        all.sort_unstable();
+        all.dedup();
+        all.retain(|node| *node != self.control.node);
+        all
+    }
+
+    /// The leader as this node sees it.
+    fn leader_seen(&self, now: Mono) -> Option<LeaderSeen> {
+        match &self.phase {
+            Phase::Following(following) => Some(LeaderSeen {
+                node: following.leader,
+                term: following.term,
+                heard_ms: following.heard.map_or(u64::MAX, |heard| now.since(heard).as_millis() as u64),
+            }),
+            Phase::Leading(leading) if self.may_read(now) => {
+                Some(LeaderSeen { node: self.control.node, term: leading.term, heard_ms: 0 })
+            }
+            _ => None,
+        }
+    }
+
+    /// Somebody names a leader that this node does not follow: ask that one.
+    fn hear_of_leader(&self, leader: Option<LeaderSeen>, out: &mut Vec<Effect>) {
+        let Some(seen) = leader.filter(|seen| seen.node != self.control.node) else { return };
+        let followed = self.following().is_some_and(|(_, term)| term == seen.term);
+        if seen.term >= self.control.promised && !followed {
+            out.push(Effect::Send { to: seen.node, message: RoleMessage::StatusProbe });
+        }
+    }
+
+    /// The control state as last changed, perhaps not durable yet.
+    pub fn control(&self) -> &ControlState {
+        &self.control
+    }
+    pub fn role(&self) -> Role {
+        self.role
+    }
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// The term this node leads, from its term-start frame on (served or not). `None` while it is fenced itself.
+    pub fn leading(&self) -> Option<Term> {
+        match &self.phase {
+            Phase::Leading(leading) if !leading.suspended => Some(leading.term),
+            _ => None,
+        }
+    }
+
+    /// True from `Effect::Serve` until clients are held or demoted.
+    pub fn serving(&self) -> bool {
+        matches!(&self.phase, Phase::Leading(leading) if leading.served && !leading.held)
+    }
+
+    /// The leader this node streams from.
+    pub fn following(&self) -> Option<(NodeId, Term)> {
+        match (&self.phase, &self.work) {
+            (Phase::Following(following), Work::None) => Some((following.leader, following.term)),
+            (Phase::Following(following), Work::Recruit(recruit)) if !recruit.bound() => {
+                Some((following.leader, following.term))
+            }
+            _ => None,
+        }
+    }
+
+    /// Standby side: a leader offers a stream in a session of `term`.
+    pub fn accepts_session(&self, leader: NodeId, term: Term) -> Verdict {
+        let ghost = planted(Bug::AckAfterPromise) && self.last_followed == Some((leader, term));
+        if planted(Bug::IgnoreSessionTerm) || ghost {
+            return Verdict::Accept;
+        }
+        if matches!(self.phase, Phase::Failed) || !history::at_least(term, self.control.promised) {
+            return Verdict::Refuse(self.control.promised);
+        }
+        match self.following() {
+            Some((node, followed)) if node == leader && history::same(followed, term) => Verdict::Accept,
+            _ => Verdict::AdoptFirst,
+        }
+    }
+
+    /// Source side: a candidate of `term`, or a standby following `term`, wants to read this log.
+    pub fn accepts_pull(&self, term: Term) -> Verdict {
+        if !history::at_least(term, self.control.promised) || matches!(self.phase, Phase::Failed) {
+            return Verdict::Refuse(self.control.promised);
+        }
+        let promising = matches!(self.work, Work::Promise(_));
+        if history::same(term, self.control.promised) && !promising {
+            Verdict::Accept
+        } else {
+            Verdict::AdoptFirst
+        }
+    }
+
+    /// Leader side: does an ack of a session of `term` count?
+    pub fn accepts_ack(&self, term: Term) -> bool {
+        match self.leading() {
+            Some(own) => history::same(own, term) || planted(Bug::IgnoreSessionTerm),
+            None => false,
+        }
+    }
+
+    /// Standby side: may an ack of a session of `term` leave now?
+    pub fn may_ack(&self, leader: NodeId, term: Term) -> bool {
+        self.accepts_session(leader, term) == Verdict::Accept
+    }
+
+    /// Standby side: acks above this position must wait (a policy record is not durable in the control file yet).
+    pub fn ack_limit(&self) -> Lsn {
+        match &self.control.pending {
+            Some(pending) if self.durable < self.pending_image => pending.start,
+            _ => Lsn::MAX,
+        }
+    }
+
+    /// Receiver side: does the history assign `frame_term` to `at`?
+    pub fn accepts_frame(&self, frame_term: Term, at: Lsn) -> bool {
+        if planted(Bug::JudgeFramesByPromisedTerm) {
+            return frame_term == self.control.promised;
+        }
+        self.control.history.term_at(at) == Some(frame_term)
+    }
+
+    /// Standby side: answers a heartbeat of `leader` in a session of `term`: true when the answer grants the lease
+    /// from now on for the lease time.
+    pub fn grant(&mut self, now: Mono, leader: NodeId, term: Term) -> bool {
+        let followed = self.following() == Some((leader, term));
+        followed
+            && self.control.status == DataStatus::Whole
+            && self.grants.grant(now, leader, term, self.config.lease)
+    }
+
+    /// Leader side: may reads and early replies be answered now?
+    pub fn may_read(&self, now: Mono) -> bool {
+        if planted(Bug::ReadWithoutLease) {
+            return self.serving();
+        }
+        self.serving() && self.lease_until().is_some_and(|until| until > now)
+    }
+
+    /// Leader side: when the read lease ends; `None` when it has none.
+    pub fn lease_until(&self) -> Option<Mono> {
+        self.leading()?;
+        self.lease.until(&self.in_force(), self.control.node, self.control.incarnation)
+    }
+
+    /// Leader side: the rule by which the commit index moves; `None` when this node may commit nothing.
+    pub fn commit_rule(&self) -> Option<CommitRule> {
+        let Phase::Leading(leading) = &self.phase else { return None };
+        if leading.suspended || (self.control.pending.is_some() && self.durable < self.pending_image) {
+            return None;
+        }
+        Some(CommitRule {
+            leader: self.control.node,
+            incarnation: self.control.incarnation,
+            generations: self.in_force(),
+            floor: leading.end,
+        })
+    }
+
+    /// The bound incarnation of a member, for the authentication of peers; `None` when not bound yet.
+    pub fn bound_incarnation(&self, node: NodeId) -> Option<Incarnation> {
+        self.in_force()
+            .iter()
+            .rev()
+            .flat_map(|generation| generation.members().copied().collect::<Vec<_>>())
+            .find(|member| member.node == node && member.incarnation != Incarnation(0))
+            .map(|member| member.incarnation)
+    }
+}
+
+/// Whole milliseconds, rounded up: a wait is never told shorter than it is.
+pub(super) fn ms_up(wait: Duration) -> u64 {
+    u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,399 @@
+//! What role machines say to each other, and the bytes of it. Bounded, and no bytes panic.
+
+use super::codec::{Reader, Write};
+use super::history::History;
+use super::policy::{Generation, PendingGeneration};
+use super::state::{Role, State};
+use crate::base::{CommittedLsn, Incarnation, Lsn, NodeId, Term};
+
+/// Longest encoded message.
+pub const MESSAGE_BYTES_MAX: usize = 16 << 10;
+
+/// What a node says of its log and of what it knows; the body of a promise and of a dry answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    pub incarnation: Incarnation,
+    /// Term of the last frame in the log, never the promised term.
+    pub last_term: Term,
+    pub end: Lsn,
+    pub committed: CommittedLsn,
+    /// Log whole, not a learner, not building, not damaged.
+    pub whole: bool,
+    pub history: History,
+    pub policy: Generation,
+    pub pending: Option<PendingGeneration>,
+}
+
+/// A leader as somebody sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaderSeen {
+    pub node: NodeId,
+    pub term: Term,
+    /// Milliseconds since it was last heard; 0 when the speaker is the leader.
+    pub heard_ms: u64,
+}
+
+/// The answer to a promise request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PromiseAnswer {
+    /// Durable, drained, flushed.
+    Promised(Report),
+    /// A read lease that this node granted still runs: ask again then.
+    Wait { ms: u64 },
+    /// This node promised a higher term, or leads and is alive (`leading`).
+    Refused { promised: Term, leading: bool },
+}
+
+/// A message between role machines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RoleMessage {
+    /// Would a recruit work? Binds nobody.
+    Dry {
+        attempt: u64,
+    },
+    DryReply {
+        attempt: u64,
+        promised: Term,
+        leader: Option<LeaderSeen>,
+        lease_ms: u64,
+        report: Report,
+    },
+    /// Promise `term`. `force`: stop granting leases at once so that the wait ends.
+    Promise {
+        term: Term,
+        force: bool,
+    },
+    PromiseReply {
+        term: Term,
+        answer: PromiseAnswer,
+    },
+    /// A leader that has started `term` (its term-start frame is in its log) says so.
+    Announce {
+        term: Term,
+        history: History,
+        end: Lsn,
+        committed: CommittedLsn,
+    },
+    /// Who leads?
+    StatusProbe,
+    Status {
+        promised: Term,
+        leader: Option<LeaderSeen>,
+        role: Role,
+        state: State,
+        end: Lsn,
+        committed: CommittedLsn,
+    },
+    /// Step aside for an operator's failover.
+    Yield {
+        attempt: u64,
+    },
+    YieldReply {
+        attempt: u64,
+        granted: bool,
+    },
+    /// The leader of `term` gives its read lease back: promises need not wait for it.
+    LeaseRelease {
+        term: Term,
+    },
+    /// This node promised `promised`, so sessions of lower terms are over.
+    Fenced {
+        promised: Term,
+    },
+}
+
+const DRY: u8 = 1;
+const DRY_REPLY: u8 = 2;
+const PROMISE: u8 = 3;
+const PROMISE_REPLY: u8 = 4;
+const ANNOUNCE: u8 = 5;
+const STATUS_PROBE: u8 = 6;
+const STATUS: u8 = 7;
+const YIELD: u8 = 8;
+const YIELD_REPLY: u8 = 9;
+const LEASE_RELEASE: u8 = 10;
+const FENCED: u8 = 11;
+
+impl RoleMessage {
+    /// Appends the message; at most [`MESSAGE_BYTES_MAX`] bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let before = out.len();
+        match self {
+            RoleMessage::Dry { attempt } => {
+                out.u8(DRY);
+                out.u64(*attempt);
+            }
+            RoleMessage::DryReply { attempt, promised, leader, lease_ms, report } => {
+                out.u8(DRY_REPLY);
+                out.u64(*attempt);
+                out.term(*promised);
+                put_leader(out, leader.as_ref());
+                out.u64(*lease_ms);
+                put_report(out, report);
+            }
+            RoleMessage::Promise { term, force } => {
+                out.u8(PROMISE);
+                out.term(*term);
+                out.flag(*force);
+            }
+            RoleMessage::PromiseReply { term, answer } => {
+                out.u8(PROMISE_REPLY);
+                out.term(*term);
+                put_answer(out, answer);
+            }
+            RoleMessage::Announce { term, history, end, committed } => {
+                out.u8(ANNOUNCE);
+                out.term(*term);
+                out.history(history);
+                out.lsn(*end);
+                out.lsn(committed.lsn());
+            }
+            RoleMessage::StatusProbe => out.u8(STATUS_PROBE),
+            RoleMessage::Status { promised, leader, role, state, end, committed } => {
+                out.u8(STATUS);
+                out.term(*promised);
+                put_leader(out, leader.as_ref());
+                out.u8(role.code());
+                out.u8(state.code());
+                out.lsn(*end);
+                out.lsn(committed.lsn());
+            }
+            RoleMessage::Yield { attempt } => {
+                out.u8(YIELD);
+                out.u64(*attempt);
+            }
+            RoleMessage::YieldReply { attempt, granted } => {
+                out.u8(YIELD_REPLY);
+                out.u64(*attempt);
+                out.flag(*granted);
+            }
+            RoleMessage::LeaseRelease { term } => {
+                out.u8(LEASE_RELEASE);
+                out.term(*term);
+            }
+            RoleMessage::Fenced { promised } => {
+                out.u8(FENCED);
+                out.term(*promised);
+            }
+        }
+        assert!(out.len() - before <= MESSAGE_BYTES_MAX);
+    }
+
+    /// Decodes exactly `bytes`; `None` when they are no message.
+    pub fn decode(bytes: &[u8]) -> Option<RoleMessage> {
+        if bytes.len() > MESSAGE_BYTES_MAX {
+            return None;
+        }
+        let mut r = Reader::new(bytes);
+        let message = match r.u8()? {
+            DRY => RoleMessage::Dry { attempt: r.u64()? },
+            DRY_REPLY => RoleMessage::DryReply {
+                attempt: r.u64()?,
+                promised: r.term()?,
+                leader: leader(&mut r)?,
+                lease_ms: r.u64()?,
+                report: report(&mut r)?,
+            },
+            PROMISE => RoleMessage::Promise { term: r.term()?, force: r.flag()? },
+            PROMISE_REPLY => RoleMessage::PromiseReply { term: r.term()?, answer: answer(&mut r)? },
+            ANNOUNCE => RoleMessage::Announce {
+                term: r.term()?,
+                history: r.history()?,
+                end: r.lsn()?,
+                committed: r.committed()?,
+            },
+            STATUS_PROBE => RoleMessage::StatusProbe,
+            STATUS => RoleMessage::Status {
+                promised: r.term()?,
+                leader: leader(&mut r)?,
+                role: Role::from_code(r.u8()?)?,
+                state: State::from_code(r.u8()?)?,
+                end: r.lsn()?,
+                committed: r.committed()?,
+            },
+            YIELD => RoleMessage::Yield { attempt: r.u64()? },
+            YIELD_REPLY => RoleMessage::YieldReply { attempt: r.u64()?, granted: r.flag()? },
+            LEASE_RELEASE => RoleMessage::LeaseRelease { term: r.term()? },
+            FENCED => RoleMessage::Fenced { promised: r.term()? },
+            _ => return None,
+        };
+        r.done().then_some(message)
+    }
+}
+
+fn put_leader(out: &mut Vec<u8>, leader: Option<&LeaderSeen>) {
+    out.flag(leader.is_some());
+    if let Some(seen) = leader {
+        out.node(seen.node);
+        out.term(seen.term);
+        out.u64(seen.heard_ms);
+    }
+}
+
+fn leader(r: &mut Reader<'_>) -> Option<Option<LeaderSeen>> {
+    if !r.flag()? {
+        return Some(None);
+    }
+    Some(Some(LeaderSeen { node: r.node()?, term: r.term()?, heard_ms: r.u64()? }))
+}
+
+fn put_report(out: &mut Vec<u8>, report: &Report) {
+    out.u128(report.incarnation.0);
+    out.term(report.last_term);
+    out.lsn(report.end);
+    out.lsn(report.committed.lsn());
+    out.flag(report.whole);
+    out.history(&report.history);
+    out.generation(&report.policy);
+    out.pending(report.pending.as_ref());
+}
+
+fn report(r: &mut Reader<'_>) -> Option<Report> {
+    Some(Report {
+        incarnation: Incarnation(r.u128()?),
+        last_term: r.term()?,
+        end: r.lsn()?,
+        committed: r.committed()?,
+        whole: r.flag()?,
+        history: r.history()?,
+        policy: r.generation()?,
+        pending: r.pending()?,
+    })
+}
+
+fn put_answer(out: &mut Vec<u8>, answer: &PromiseAnswer) {
+    match answer {
+        PromiseAnswer::Promised(report) => {
+            out.u8(0);
+            put_report(out, report);
+        }
+        PromiseAnswer::Wait { ms } => {
+            out.u8(1);
+            out.u64(*ms);
+        }
+        PromiseAnswer::Refused { promised, leading } => {
+            out.u8(2);
+            out.term(*promised);
+            out.flag(*leading);
+        }
+    }
+}
+
+fn answer(r: &mut Reader<'_>) -> Option<PromiseAnswer> {
+    match r.u8()? {
+        0 => Some(PromiseAnswer::Promised(report(r)?)),
+        1 => Some(PromiseAnswer::Wait { ms: r.u64()? }),
+        2 => Some(PromiseAnswer::Refused { promised: r.term()?, leading: r.flag()? }),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Prng;
+    use crate::role::policy::Voter;
+
+    fn term(number: u64) -> Term {
+        Term { number, id: u128::MAX }
+    }
+
+    fn full_report() -> Report {
+        let voter = |n: u16| Voter { node: NodeId(n), incarnation: Incarnation(u128::from(n)) };
+        let policy = Generation {
+            number: 4,
+            voters: (1..=9).map(voter).collect(),
+            k: 4,
+            first: true,
+            forced: false,
+            standbys: (10..=32).map(voter).collect(),
+        };
+        let mut history = History::new();
+        (0..256).for_each(|i| history.append(term(i + 1), Lsn(i)));
+        Report {
+            incarnation: Incarnation(1),
+            last_term: term(256),
+            end: Lsn(300),
+            committed: CommittedLsn(Lsn(200)),
+            whole: true,
+            history,
+            pending: Some(PendingGeneration { generation: policy.clone(), start: Lsn(1), end: Lsn(2) }),
+            policy,
+        }
+    }
+
+    fn all() -> Vec<RoleMessage> {
+        let seen = Some(LeaderSeen { node: NodeId(3), term: term(2), heard_ms: 12 });
+        let history = full_report().history;
+        let (end, committed) = (Lsn(7), CommittedLsn(Lsn(6)));
+        let mut all = vec![
+            RoleMessage::Dry { attempt: 7 },
+            RoleMessage::DryReply {
+                attempt: 7,
+                promised: term(3),
+                leader: seen,
+                lease_ms: 9,
+                report: full_report(),
+            },
+            RoleMessage::Promise { term: term(4), force: true },
+            RoleMessage::PromiseReply { term: term(4), answer: PromiseAnswer::Promised(full_report()) },
+            RoleMessage::PromiseReply { term: term(4), answer: PromiseAnswer::Wait { ms: 500 } },
+            RoleMessage::PromiseReply {
+                term: term(4),
+                answer: PromiseAnswer::Refused { promised: term(9), leading: true },
+            },
+            RoleMessage::Announce { term: term(4), history, end, committed },
+            RoleMessage::StatusProbe,
+            RoleMessage::Yield { attempt: 1 },
+            RoleMessage::YieldReply { attempt: 1, granted: true },
+            RoleMessage::LeaseRelease { term: term(1) },
+            RoleMessage::Fenced { promised: term(1) },
+        ];
+        for role in Role::ALL {
+            for state in State::ALL {
+                all.push(RoleMessage::Status {
+                    promised: term(1),
+                    leader: None,
+                    role,
+                    state,
+                    end,
+                    committed,
+                });
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn messages_survive_their_bytes_and_nothing_else_does() {
+        for message in all() {
+            let mut bytes = Vec::new();
+            message.encode(&mut bytes);
+            assert_eq!(RoleMessage::decode(&bytes), Some(message.clone()));
+            for len in (0..bytes.len()).rev().take(64).chain(0..bytes.len().min(64)) {
+                assert_eq!(RoleMessage::decode(&bytes[..len]), None, "{message:?} cut to {len}");
+            }
+            bytes.push(0);
+            assert_eq!(RoleMessage::decode(&bytes), None);
+        }
+    }
+
+    #[test]
+    fn noise_never_panics() {
+        let mut rng = Prng::new(3);
+        for message in all() {
+            let mut bytes = Vec::new();
+            message.encode(&mut bytes);
+            for _ in 0..300 {
+                let mut noisy = bytes.clone();
+                for _ in 0..rng.between(1, 4) {
+                    let at = rng.below(noisy.len().min(400) as u64) as usize;
+                    noisy[at] = rng.next_u64() as u8;
+                }
+                if let Some(read) = RoleMessage::decode(&noisy) {
+                    read.encode(&mut Vec::new());
+                }
+            }
+        }
+    }
+}

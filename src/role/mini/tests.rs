@@ -1,0 +1,103 @@
+//! Seeded runs of the mini cluster, healthy and with planted bugs.
+
+use super::{Plan, run};
+use crate::base::planted::{Bug, plant};
+
+fn plan(seed: u64) -> Plan {
+    let nodes = [3, 3, 3, 2, 5, 1, 4][(seed % 7) as usize];
+    Plan {
+        nodes,
+        wipes: seed.is_multiple_of(3),
+        lossy: false,
+        duels: seed % 4 == 3,
+        fault_ms: [400, 1500][(seed / 7 % 2) as usize],
+    }
+}
+
+fn seeds() -> u64 {
+    std::env::var("ROLE_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(300)
+}
+
+#[test]
+fn nothing_committed_is_lost_and_the_cluster_recovers() {
+    let one = std::env::var("ROLE_SEED").ok().and_then(|n| n.parse::<u64>().ok());
+    let range = one.map_or(0..seeds(), |seed| seed..seed + 1);
+    let mut served = 0;
+    for seed in range {
+        match run(seed, plan(seed)) {
+            Ok(world) => served += world.served,
+            Err(text) => panic!("ROLE_SEED={seed}: {text}"),
+        }
+    }
+    assert!(one.is_some() || served as u64 > seeds() * 2, "leaders changed {served} times only");
+}
+
+#[test]
+fn forced_takeovers_never_truncate_below_a_known_commit() {
+    for seed in 0..seeds() / 3 {
+        let plan = Plan { lossy: true, wipes: false, ..plan(seed) };
+        if let Err(text) = run(seed, plan) {
+            panic!("seed {seed}: {text}");
+        }
+    }
+}
+
+/// How a planted bug has to show itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shows {
+    /// An oracle sees a lost write, two truths or a stale read.
+    Unsafe,
+    /// The same, but only under forced, lossy commands.
+    UnsafeWhenForced,
+    /// An oracle sees it soonest when operators ask two nodes at once.
+    UnsafeInDuels,
+    /// The cluster never recovers, or the machine's own assertions stop it first.
+    Stuck,
+}
+
+fn stuck(text: &str) -> bool {
+    text.starts_with("no progress") || text.starts_with("command")
+}
+
+fn finds(bug: Bug, shows: Shows) {
+    let _bug = plant(bug);
+    let found = (0..6000).find_map(|seed| {
+        let mut plan = Plan { lossy: shows == Shows::UnsafeWhenForced, ..plan(seed) };
+        if shows == Shows::UnsafeInDuels {
+            (plan.duels, plan.fault_ms) = (true, 250);
+        }
+        let outcome = std::panic::catch_unwind(|| run(seed, plan).map(|_| ()));
+        match outcome {
+            Ok(Ok(())) => None,
+            Ok(Err(text)) if shows == Shows::Stuck || !stuck(&text) => Some((seed, text)),
+            Err(_) if shows == Shows::Stuck => Some((seed, "an assertion stopped the node".to_owned())),
+            Ok(Err(_)) | Err(_) => None,
+        }
+    });
+    let (seed, text) = found.expect("the planted bug was not found");
+    println!("{}: seed {seed}: {}", bug.name(), text.lines().next().unwrap_or_default());
+}
+
+macro_rules! finds {
+    ($($name:ident: $bug:ident, $shows:ident;)*) => {
+        $(#[test]
+        fn $name() {
+            finds(Bug::$bug, Shows::$shows);
+        })*
+    };
+}
+
+finds! {
+    finds_a_resumed_term: ResumeOwnTermAfterRestart, Unsafe;
+    finds_a_reported_promise: ReportPromisedTerm, Unsafe;
+    finds_terms_ordered_by_number: OrderTermsByNumberOnly, UnsafeInDuels;
+    finds_acks_after_a_promise: AckAfterPromise, Unsafe;
+    finds_a_wiped_voter: CountWipedOrBuildingNode, Unsafe;
+    finds_a_single_control_slot: OneSlotControlFallback, Unsafe;
+    finds_frames_judged_by_the_promise: JudgeFramesByPromisedTerm, Stuck;
+    finds_an_ignored_session_term: IgnoreSessionTerm, Unsafe;
+    finds_reads_without_a_lease: ReadWithoutLease, Unsafe;
+    finds_service_before_the_term_starts: ServeBeforeTermStartCommits, Unsafe;
+    finds_a_promoted_laggard: PromoteTheLaggard, Unsafe;
+    finds_a_cut_below_the_known_commit: TruncateBelowKnownCommit, UnsafeWhenForced;
+}

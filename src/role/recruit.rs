@@ -1,0 +1,158 @@
+//! Tallies of a recruit: which generations bind, who counts, whose log is best. Pure functions.
+
+use std::collections::BTreeMap;
+
+use super::message::Report;
+use super::policy::{Generation, PendingGeneration};
+use crate::base::NodeId;
+use crate::base::planted::{Bug, planted};
+
+/// How far a recruit is under one generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tally {
+    pub generation: u64,
+    /// Counting voters that answered.
+    pub have: usize,
+    /// Enough to meet everything that could have been committed.
+    pub recruit: usize,
+    /// Enough to commit the term-start frame as well. A term that could not commit would only disturb.
+    pub need: usize,
+    pub missing: Vec<NodeId>,
+}
+
+impl Tally {
+    pub fn enough(&self) -> bool {
+        self.have >= self.need
+    }
+    /// Nothing that was acknowledged can be missed.
+    pub fn lossless(&self) -> bool {
+        self.have >= self.recruit
+    }
+}
+
+/// The generations that a recruit must satisfy, out of everything anybody told: the newest one known to be committed,
+/// and every one above it that may be in force. Older ones are superseded.
+pub fn binding<'a>(
+    known: impl Iterator<Item = (&'a Generation, Option<&'a PendingGeneration>)>,
+) -> Vec<Generation> {
+    let known: Vec<_> = known.collect();
+    let newest = known.iter().map(|(policy, _)| policy.number).max().unwrap_or(0);
+    let committed = known.iter().map(|(policy, _)| *policy).filter(|policy| policy.number == newest);
+    let pending = known.iter().filter_map(|(_, pending)| pending.map(|p| &p.generation));
+    let mut binding: Vec<Generation> = Vec::new();
+    for generation in committed.chain(pending.filter(|generation| generation.number > newest)) {
+        if !binding.contains(generation) {
+            binding.push(generation.clone());
+        }
+    }
+    binding
+}
+
+/// A report counts as a vote only from a listed incarnation with a whole log.
+pub fn counts(generation: &Generation, node: NodeId, report: &Report) -> bool {
+    if planted(Bug::CountWipedOrBuildingNode) {
+        return generation.voters.iter().any(|voter| voter.node == node);
+    }
+    report.whole && generation.lists(node, report.incarnation)
+}
+
+/// Counts `reports` under `generation`.
+pub fn tally(generation: &Generation, reports: &BTreeMap<NodeId, Report>) -> Tally {
+    let (mut have, mut missing) = (0, Vec::new());
+    for voter in &generation.voters {
+        match reports.get(&voter.node) {
+            Some(report) if counts(generation, voter.node, report) => have += 1,
+            _ => missing.push(voter.node),
+        }
+    }
+    let recruit = generation.recruit_quorum();
+    let commit = if generation.is_seed() { 1 } else { usize::from(generation.k) + 1 };
+    Tally { generation: generation.number, have, recruit, need: recruit.max(commit), missing }
+}
+
+/// Whose log to lead with: the highest (last frame term, end), `me` among equals. `None` when nobody's log is whole.
+pub fn best(reports: &BTreeMap<NodeId, Report>, me: NodeId) -> Option<NodeId> {
+    let blind = planted(Bug::CountWipedOrBuildingNode);
+    reports
+        .iter()
+        .filter(|(_, report)| report.whole || blind)
+        .max_by_key(|(node, report)| (report.last_term, report.end, **node == me))
+        .map(|(node, _)| *node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::planted::plant;
+    use crate::base::{CommittedLsn, Incarnation, Lsn, Term};
+    use crate::role::history::History;
+    use crate::role::policy::Voter;
+
+    fn generation(number: u64, voters: &[u16], k: u8) -> Generation {
+        let voters = voters
+            .iter()
+            .map(|n| Voter { node: NodeId(*n), incarnation: Incarnation(u128::from(*n)) })
+            .collect();
+        Generation { number, voters, k, first: false, forced: false, standbys: vec![] }
+    }
+
+    fn report(node: u16, last_term: u64, end: u64) -> (NodeId, Report) {
+        let report = Report {
+            incarnation: Incarnation(u128::from(node)),
+            last_term: Term { number: last_term, id: 1 },
+            end: Lsn(end),
+            committed: CommittedLsn::ZERO,
+            whole: true,
+            history: History::new(),
+            policy: generation(1, &[1, 2, 3], 1),
+            pending: None,
+        };
+        (NodeId(node), report)
+    }
+
+    #[test]
+    fn old_generations_are_superseded_and_pending_ones_bind() {
+        let (one, two, three) =
+            (generation(1, &[1, 2, 3], 1), generation(2, &[1, 2, 4], 1), generation(3, &[1, 4], 1));
+        let rival = generation(3, &[1, 2], 1);
+        let pending =
+            |g: &Generation| PendingGeneration { generation: g.clone(), start: Lsn(0), end: Lsn(1) };
+        let (p2, p3, pr) = (pending(&two), pending(&three), pending(&rival));
+        let known = [(&one, Some(&p2)), (&one, None)];
+        assert_eq!(binding(known.into_iter()), [one.clone(), two.clone()]);
+        let known = [(&one, Some(&p2)), (&two, Some(&p3)), (&two, Some(&pr))];
+        assert_eq!(binding(known.into_iter()), [two.clone(), three, rival]);
+    }
+
+    #[test]
+    fn only_listed_whole_incarnations_count() {
+        let g = generation(1, &[1, 2, 3], 1);
+        let mut reports: BTreeMap<_, _> = [report(1, 1, 5), report(2, 1, 5), report(4, 1, 5)].into();
+        assert!(tally(&g, &reports).enough());
+        reports.get_mut(&NodeId(2)).unwrap().incarnation = Incarnation(99);
+        let short = tally(&g, &reports);
+        assert!(!short.enough() && short.missing == [NodeId(2), NodeId(3)]);
+        let (_, mut building) = report(3, 1, 5);
+        building.whole = false;
+        reports.insert(NodeId(3), building);
+        assert!(!tally(&g, &reports).enough());
+        let _bug = plant(Bug::CountWipedOrBuildingNode);
+        assert!(tally(&g, &reports).enough());
+    }
+
+    #[test]
+    fn a_pair_needs_both_to_serve_but_one_to_lose_nothing() {
+        let g = generation(1, &[1, 2], 1);
+        let reports = [report(2, 1, 5)].into();
+        let tally = tally(&g, &reports);
+        assert!(tally.lossless() && !tally.enough());
+    }
+
+    #[test]
+    fn the_last_frame_term_goes_before_length() {
+        let reports = [report(1, 2, 50), report(2, 3, 10), report(3, 3, 10)].into();
+        assert_eq!(best(&reports, NodeId(2)), Some(NodeId(2)));
+        assert_eq!(best(&reports, NodeId(3)), Some(NodeId(3)));
+        assert_ne!(best(&reports, NodeId(1)), Some(NodeId(1)));
+    }
+}

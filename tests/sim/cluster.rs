@@ -1,0 +1,250 @@
+//! A cluster of real nodes in a simulated world, driven turn by turn.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use baton::admin::{Request, Response, Verb};
+use baton::base::{ClusterId, Mono};
+use baton::config::{Config, parse};
+use baton::io::sim::{Due, HostId, SimConfig, SimSeam, World};
+use baton::io::{ConnId, Event, Op, Outgoing, Seam};
+use baton::resp::{ReplyLimits, ReplyParser};
+use baton::node::{BootError, BootOptions, InitOptions, Node, StartRole, Turn, init_on};
+
+pub const CLIENT_PORT: u16 = 7379;
+pub const PEER_PORT: u16 = 8379;
+
+/// One simulated machine with its node, if that runs.
+pub struct Machine {
+    pub host: HostId,
+    pub config: Config,
+    pub node: Option<Node<SimSeam>>,
+    /// Starts again at this moment.
+    pub start_at: Option<Mono>,
+    pub exit: Option<u8>,
+}
+
+/// The cluster and one host for clients.
+pub struct Cluster {
+    pub world: World,
+    pub machines: Vec<Machine>,
+    pub client_host: HostId,
+    pub client: SimSeam,
+    pub client_events: Vec<Event>,
+    next_op: u64,
+}
+
+pub fn ip(node: u16) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 0, 0, node as u8))
+}
+
+pub fn client_addr(node: u16) -> SocketAddr {
+    SocketAddr::new(ip(node), CLIENT_PORT)
+}
+
+/// The configuration of one of `nodes` nodes. Small segments, so that runs cross many of them.
+pub fn config_of(node: u16, nodes: u16, extra: &str) -> Config {
+    let mut text = format!(
+        "cluster = \"sim\"\nnode = {node}\ndata = \"/data\"\nclient_listen = \"{}:{CLIENT_PORT}\"\n\
+         peer_listen = \"{}:{PEER_PORT}\"\npeer_secret = \"simulated cluster secret\"\nclient_password = \"sim\"\nmemory = \"64MiB\"\n\
+         segment_bytes = \"256KiB\"\nshards = 4\n{extra}\n",
+        ip(node),
+        ip(node)
+    );
+
+    for member in 1..=nodes {
+        text.push_str(&format!(
+            "[[member]]\nnode = {member}\npeer = \"{}:{PEER_PORT}\"\nclient = \"{}:{CLIENT_PORT}\"\n",
+            ip(member),
+            ip(member)
+        ));
+    }
+    parse(&text, Path::new("/data")).unwrap_or_else(|mistakes| panic!("{mistakes:?}\n{text}"))
+}
+
+impl Cluster {
+    /// Initialises `nodes` machines and starts them, the first with `-M primary`.
+    pub fn new(seed: u64, nodes: u16, sim: SimConfig, extra: &str) -> Cluster {
+        let world = World::new(seed, sim);
+        let mut machines = Vec::new();
+        let cluster_id = Some(ClusterId(0xC1));
+        for node in 1..=nodes {
+            let host = world.add_host(ip(node));
+            let config = config_of(node, nodes, extra);
+            let mut seam = world.seam(host);
+            init_on(&mut seam, InitOptions { config: config.clone(), cluster_id })
+                .unwrap_or_else(|e| panic!("init of node {node}: {e:?}"));
+            drop(seam);
+            machines.push(Machine { host, config, node: None, start_at: None, exit: None });
+        }
+        let client_host = world.add_host(ip(100));
+        let client = world.seam(client_host);
+        let mut cluster = Cluster { world, machines, client_host, client, client_events: Vec::new(), next_op: 0 };
+        for node in 1..=nodes {
+            let role = (node == 1).then_some(StartRole::Primary);
+            cluster.start(node, role);
+        }
+        cluster
+    }
+
+    pub fn start(&mut self, node: u16, role: Option<StartRole>) {
+        let machine = &mut self.machines[usize::from(node) - 1];
+        machine.node = None;
+        machine.exit = None;
+        machine.start_at = None;
+        let seam = self.world.seam(machine.host);
+        let options = BootOptions { role, checkpoint_bytes: 512 << 10, ..BootOptions::new(machine.config.clone()) };
+        match Node::boot(seam, options) {
+            Ok(mut up) => {
+                up.listen().unwrap_or_else(|e| panic!("node {node} cannot listen: {e}"));
+                machine.node = Some(up);
+            }
+            Err((BootError::Locked, _)) => {
+                machine.start_at = Some(self.world.now() + Duration::from_millis(20));
+            }
+            Err((error, _)) => panic!("node {node} does not start: {error}"),
+        }
+    }
+
+    pub fn kill(&mut self, node: u16) {
+        let machine = &mut self.machines[usize::from(node) - 1];
+        self.world.kill(machine.host);
+        machine.node = None;
+    }
+
+    pub fn power_cut(&mut self, node: u16) {
+        let machine = &mut self.machines[usize::from(node) - 1];
+        self.world.power_cut(machine.host);
+        machine.node = None;
+    }
+
+    /// Runs the world for `time`. Events of the client host are left in `client_events`; returns early when there are
+    /// some.
+    pub fn run(&mut self, until: Mono) -> bool {
+        loop {
+            self.restart_due();
+            let next_start = self.machines.iter().filter_map(|m| m.start_at).min();
+            let limit = next_start.map_or(until, |at| at.min(until));
+            match self.world.next_before(limit) {
+                Some(Due::Turn(host)) if host == self.client_host => {
+                    self.client.reap(Some(until), &mut self.client_events);
+                    if !self.client_events.is_empty() {
+                        return true;
+                    }
+                }
+                Some(Due::Turn(host)) => self.turn(host),
+                Some(Due::Crashed(host)) => {
+                    if let Some(machine) = self.machines.iter_mut().find(|m| m.host == host) {
+                        machine.node = None;
+                    }
+                }
+                None if limit < until => {}
+                None => return false,
+            }
+        }
+    }
+
+    fn restart_due(&mut self) {
+        let now = self.world.now();
+        let due: Vec<u16> = (1u16..)
+            .zip(&self.machines)
+            .filter(|(_, m)| m.start_at.is_some_and(|at| at <= now))
+            .map(|(node, _)| node)
+            .collect();
+        for node in due {
+            self.start(node, None);
+        }
+    }
+
+    fn turn(&mut self, host: HostId) {
+        let Some(machine) = self.machines.iter_mut().find(|m| m.host == host) else { return };
+        let Some(node) = &mut machine.node else { return };
+        match node.turn() {
+            Turn::Until(deadline) => self.world.wake_at(host, Some(deadline)),
+            Turn::Exit(code) => {
+                machine.exit = Some(code);
+                machine.node = None;
+                self.world.kill(host);
+            }
+        }
+    }
+
+    /// Asks a node and runs the world until it answers; `None` when it does not within `patience`.
+    pub fn admin(&mut self, node: u16, verb: Verb, patience: Duration) -> Option<Response> {
+        self.next_op += 1;
+        let request = Request::new(format!("op-{}", self.next_op), verb);
+        let (sender, receiver) = mpsc::channel();
+        let reply = Box::new(move |response| drop(sender.send(response)));
+        let machine = &mut self.machines[usize::from(node) - 1];
+        let host = machine.host;
+        machine.node.as_mut()?.admin_request(request, reply);
+        let now = self.world.local_now(host);
+        self.world.wake_at(host, Some(now));
+        let until = self.world.now() + patience;
+        while self.world.now() < until {
+            if let Ok(response) = receiver.try_recv() {
+                return Some(response);
+            }
+            let step = self.world.now() + Duration::from_millis(5);
+            self.run(step.min(until));
+        }
+        receiver.try_recv().ok()
+    }
+
+    /// Connects the client host to a node.
+    pub fn connect(&mut self, node: u16) -> Option<ConnId> {
+        self.client.submit(Op::Connect { token: 1, addr: client_addr(node) });
+        let until = self.world.now() + Duration::from_secs(5);
+        while self.world.now() < until {
+            self.run(until);
+            for event in std::mem::take(&mut self.client_events) {
+                if let Event::Connected { result, .. } = event {
+                    let conn = result.ok()?;
+                    self.client.submit(Op::Receive { conn });
+                    let reply = self.call(conn, b"AUTH sim\r\n", Duration::from_secs(3))?;
+                    assert_eq!(reply, b"+OK\r\n", "{}", String::from_utf8_lossy(&reply));
+                    return Some(conn);
+                }
+            }
+        }
+        None
+    }
+
+    /// Sends one request and waits for its whole reply.
+    pub fn call(&mut self, conn: ConnId, request: &[u8], patience: Duration) -> Option<Vec<u8>> {
+        self.client.submit(Op::Send { token: 2, conn, data: Outgoing::Owned(request.to_vec()) });
+        let mut reply = Vec::new();
+        let until = self.world.now() + patience;
+        while self.world.now() < until {
+            self.run(until);
+            for event in std::mem::take(&mut self.client_events) {
+                match event {
+                    Event::Received { conn: c, bytes } if c == conn => {
+                        reply.extend_from_slice(&bytes);
+                        let whole = ReplyParser::new().parse(&reply, &ReplyLimits::default()).expect("a reply");
+                        if whole == Some(reply.len()) {
+                            return Some(reply);
+                        }
+                    }
+                    Event::Closed { conn: c, .. } if c == conn => return None,
+                    _ => {}
+                }
+            }
+        }
+        None
+    }
+
+    /// Status rows by node, as each running node sees itself.
+    pub fn rows(&mut self) -> BTreeMap<u16, serde_json::Value> {
+        let mut rows = BTreeMap::new();
+        for node in 1..=self.machines.len() as u16 {
+            if let Some(response) = self.admin(node, Verb::Status, Duration::from_secs(1)) {
+                rows.insert(node, response.result);
+            }
+        }
+        rows
+    }
+}
