@@ -287,6 +287,9 @@ impl Store {
 
     /// Hands over the bytes of a page that a miss, a merge or the walk asked for. After damage the page is asked for
     /// again by whoever needs it: bring good bytes from a peer.
+    ///
+    /// The node reads a page at most once at a time: whoever asks for a page that is being read already, joins. Every
+    /// page that was asked for is read sooner or later, also when its asker is gone: until then it is not reused.
     pub fn page_read(&mut self, page: PageNo, bytes: &[u8]) -> Result<(), PageDamage> {
         self.pages.page_read(page, bytes)
     }

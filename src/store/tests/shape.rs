@@ -14,7 +14,7 @@ fn key(n: u32) -> Vec<u8> {
 }
 
 fn world(cache_pages: usize) -> World {
-    World::new(9, Shape { cache_pages, keys: 1, crashes: false, rollbacks: false })
+    World::new(9, Shape { cache_pages, ..Shape::default() })
 }
 
 fn level(world: &World) -> u8 {
