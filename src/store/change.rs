@@ -172,6 +172,9 @@ impl Store {
             let undo = self.undo.entries.pop_front().expect("just seen");
             self.undo.bytes -= undo.bytes();
             self.undo.forgotten += 1;
+            if let What::Clear(delta) = undo.what {
+                self.rubbish.push(delta.map);
+            }
         }
         self.undo.committed = self.undo.committed.max(stamp);
     }

@@ -42,6 +42,7 @@ use std::collections::{BTreeMap, VecDeque};
 use self::change::UndoLog;
 use self::checkpoint::{Active, Frozen, Pending};
 use self::delta::Delta;
+use self::key::Key;
 use self::pages::Pages;
 use self::superblock::{Root, Slot};
 use self::walk::Walk;
@@ -190,6 +191,8 @@ pub struct Store {
     /// Frozen shards whose merge has not started, in order.
     queue: VecDeque<ShardId>,
     merge: Option<Active>,
+    /// Entries of deltas that nobody needs any more, given back to the allocator slice by slice.
+    rubbish: Vec<BTreeMap<Key, delta::Slot>>,
     merges_started: u64,
     flushes_started: u64,
     /// What the two slots on the disk say; `None` for one that is not whole.
@@ -275,6 +278,7 @@ impl Store {
             frozen_bytes: 0,
             queue: VecDeque::new(),
             merge: None,
+            rubbish: Vec::new(),
             merges_started: 0,
             flushes_started: 0,
             slots,

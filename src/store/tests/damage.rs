@@ -223,7 +223,8 @@ fn a_damaged_page_stops_the_walk_until_it_is_repaired() {
     store.pages_grown((world.disk.now.len() / PAGE_BYTES) as u64);
     let (mut refused, mut read) = (0, 0);
     loop {
-        assert!(matches!(store.merge_step(1), MergeStep::Idle) && store.superblock(Lsn::MAX).is_none());
+        assert!(matches!(store.merge_step(1), MergeStep::Idle), "merges wait for the walk");
+        assert!(store.superblock(Lsn::MAX).is_none());
         match store.walk_step() {
             WalkStep::Done => break,
             WalkStep::Working | WalkStep::Waiting => {}
