@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::base::{AlignedBuf, AppliedLsn, Lsn, ShardId, Stamp, WallMs};
 use crate::base::limits::PAGE_BYTES;
+use crate::base::{AlignedBuf, AppliedLsn, Lsn, ShardId, Stamp, WallMs};
 use crate::io::{ConnId, FileId, Op, Seam};
 use crate::record::{HEADER_BYTES, MERGE_VERSION, Record};
 use crate::redo::{FrameCursor, Progress, Redo};
@@ -54,7 +54,14 @@ struct Growing {
 }
 
 impl Data {
-    pub fn new(store: Store, redo: Redo, applied: Lsn, clock: WallMs, pages: FileId, superblock: FileId) -> Data {
+    pub fn new(
+        store: Store,
+        redo: Redo,
+        applied: Lsn,
+        clock: WallMs,
+        pages: FileId,
+        superblock: FileId,
+    ) -> Data {
         Data {
             store,
             redo,
@@ -155,7 +162,8 @@ impl<S: Seam> Node<S> {
         match frames {
             Ok(frames) => {
                 let limit = self.committed.lsn().min(self.log.wal.flushed().lsn());
-                let frames: Vec<_> = frames.into_iter().filter(|(h, _)| h.first >= self.data.applied.lsn()).collect();
+                let frames: Vec<_> =
+                    frames.into_iter().filter(|(h, _)| h.first >= self.data.applied.lsn()).collect();
                 self.apply_frames(&frames, limit);
             }
             Err(error) => {
@@ -190,7 +198,9 @@ impl<S: Seam> Node<S> {
         if self.data.store.merging(shard) {
             return;
         }
-        if self.data.store.delta_bytes(shard) == 0 && end.since(self.data.store.checkpoint_lsn(shard)) < self.checkpoint_bytes {
+        if self.data.store.delta_bytes(shard) == 0
+            && end.since(self.data.store.checkpoint_lsn(shard)) < self.checkpoint_bytes
+        {
             return;
         }
         self.checkpoint_shard(shard);

@@ -152,10 +152,6 @@ impl<S: Seam> Node<S> {
         self.config.node
     }
 
-    fn identity(&self) -> (NodeId, Incarnation) {
-        (self.identity.node, self.identity.incarnation)
-    }
-
     fn identity_full(&self) -> &Identity {
         &self.identity
     }

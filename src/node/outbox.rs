@@ -19,7 +19,14 @@ pub struct Outbox {
 
 impl Outbox {
     pub fn new(conn: ConnId) -> Outbox {
-        Outbox { conn, queue: VecDeque::new(), queued_bytes: 0, in_flight: 0, sending: false, spare: Vec::new() }
+        Outbox {
+            conn,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            in_flight: 0,
+            sending: false,
+            spare: Vec::new(),
+        }
     }
 
     /// Bytes not yet handed to the kernel, or handed over and not reported as sent.
@@ -87,10 +94,6 @@ impl Outbox {
             bytes.clear();
             self.spare = bytes;
         }
-    }
-
-    pub fn conn(&self) -> ConnId {
-        self.conn
     }
 
     /// Everything was handed over and reported.

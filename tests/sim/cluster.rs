@@ -11,8 +11,8 @@ use baton::base::{ClusterId, Mono};
 use baton::config::{Config, parse};
 use baton::io::sim::{Due, HostId, SimConfig, SimSeam, World};
 use baton::io::{ConnId, Event, Op, Outgoing, Seam};
-use baton::resp::{ReplyLimits, ReplyParser};
 use baton::node::{BootError, BootOptions, InitOptions, Node, StartRole, Turn, init_on};
+use baton::resp::{ReplyLimits, ReplyParser};
 
 pub const CLIENT_PORT: u16 = 7379;
 pub const PEER_PORT: u16 = 8379;
@@ -82,7 +82,8 @@ impl Cluster {
         }
         let client_host = world.add_host(ip(100));
         let client = world.seam(client_host);
-        let mut cluster = Cluster { world, machines, client_host, client, client_events: Vec::new(), next_op: 0 };
+        let mut cluster =
+            Cluster { world, machines, client_host, client, client_events: Vec::new(), next_op: 0 };
         for node in 1..=nodes {
             let role = (node == 1).then_some(StartRole::Primary);
             cluster.start(node, role);
@@ -96,7 +97,8 @@ impl Cluster {
         machine.exit = None;
         machine.start_at = None;
         let seam = self.world.seam(machine.host);
-        let options = BootOptions { role, checkpoint_bytes: 512 << 10, ..BootOptions::new(machine.config.clone()) };
+        let options =
+            BootOptions { role, checkpoint_bytes: 512 << 10, ..BootOptions::new(machine.config.clone()) };
         match Node::boot(seam, options) {
             Ok(mut up) => {
                 up.listen().unwrap_or_else(|e| panic!("node {node} cannot listen: {e}"));
@@ -224,7 +226,8 @@ impl Cluster {
                 match event {
                     Event::Received { conn: c, bytes } if c == conn => {
                         reply.extend_from_slice(&bytes);
-                        let whole = ReplyParser::new().parse(&reply, &ReplyLimits::default()).expect("a reply");
+                        let whole =
+                            ReplyParser::new().parse(&reply, &ReplyLimits::default()).expect("a reply");
                         if whole == Some(reply.len()) {
                             return Some(reply);
                         }

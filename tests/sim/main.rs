@@ -32,8 +32,9 @@ fn three_nodes_replicate_and_fail_over() {
         assert_eq!(reply.as_deref(), Some(&b"+OK\r\n"[..]), "write {i}");
     }
     cluster.kill(1);
-    let response =
-        cluster.admin(2, Verb::Failover(Failover::default()), Duration::from_secs(20)).expect("an answer comes");
+    let response = cluster
+        .admin(2, Verb::Failover(Failover::default()), Duration::from_secs(20))
+        .expect("an answer comes");
     assert!(response.ok, "{response:?}");
     wait_serving(&mut cluster, 2);
     let conn = cluster.connect(2).expect("the new primary listens");
