@@ -65,6 +65,22 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    pub const ALL: [ErrorCode; 13] = [
+        ErrorCode::Malformed,
+        ErrorCode::TooLong,
+        ErrorCode::UnsupportedVersion,
+        ErrorCode::OpReused,
+        ErrorCode::Busy,
+        ErrorCode::Refused,
+        ErrorCode::WrongRole,
+        ErrorCode::NoQuorum,
+        ErrorCode::Timeout,
+        ErrorCode::UnknownOutcome,
+        ErrorCode::Failed,
+        ErrorCode::Stopping,
+        ErrorCode::Forbidden,
+    ];
+
     pub fn exit(self) -> Exit {
         match self {
             ErrorCode::Malformed

@@ -230,7 +230,7 @@ impl Checker<'_> {
             client_listen,
             peer_listen,
             http_listen,
-            cores: self.number("cores", 1, 64).unwrap_or(1) as u16,
+            cores: self.cores(),
             memory: self.size("memory", 64 << 20, 1 << 40).unwrap_or(MEMORY_DEFAULT),
             sync,
             degrade,
@@ -272,6 +272,20 @@ impl Checker<'_> {
                 .unwrap_or(LogFormat::Human),
             members,
         })
+    }
+
+    fn cores(&mut self) -> u16 {
+        let cores = self.number("cores", 1, 64).unwrap_or(1);
+        if cores > 1 {
+            let line = self.line("cores");
+            self.mistakes.push(
+                line,
+                "cores",
+                "this version runs one event loop per node",
+                "write 1, or remove the key",
+            );
+        }
+        1
     }
 
     fn distinct_ports(&mut self, client: SocketAddr, peer: SocketAddr, http: Option<SocketAddr>) {

@@ -40,7 +40,7 @@ pub const KEYS: &[Key] = &[
         "where the other nodes connect",
     ),
     key("http_listen", "address:port", "none", "IP address and port", "/metrics and /health over HTTP"),
-    key("cores", "number", "1", "1 to 64", "event loops of this node"),
+    key("cores", "number", "1", "1", "event loops of this node; this version runs one"),
     key("memory", "size", "1GiB", "64MiB to 1TiB", "page cache and in-memory changes together"),
     key(
         "sync",
@@ -85,8 +85,20 @@ pub const MEMBER_KEYS: &[Key] = &[
     key("host", "text", "the peer address", "1 to 255 bytes", "name shown in status"),
     key("client", "address:port", "none", "IP address and port", "where its clients connect, for redirects"),
     key("peer", "address:port", "required", "IP address and port", "where the other nodes reach it"),
-    key("priority", "number", "100", "0 to 1000", "higher is preferred as the next primary"),
-    key("nofailover", "true/false", "false", "true, false", "never promoted without an explicit command"),
+    key(
+        "priority",
+        "number",
+        "100",
+        "0 to 1000",
+        "higher is preferred by an automatic failover; shown to clients in INFO",
+    ),
+    key(
+        "nofailover",
+        "true/false",
+        "false",
+        "true, false",
+        "left out by an automatic failover; a command still promotes it",
+    ),
     key(
         "upstream",
         "number",

@@ -80,7 +80,7 @@ fn members_are_sorted_and_seed_the_policy() {
 #[test]
 fn every_value_is_read_as_written() {
     let config = read(&trio_with(
-        "data = \"../d\"\ncores = 2\nmemory = \"2GiB\"\nsync = \"FIRST 2 (3, 1, 2)\"\ncommit = \"remote_receive\"\n\
+        "data = \"../d\"\ncores = 1\nmemory = \"2GiB\"\nsync = \"FIRST 2 (3, 1, 2)\"\ncommit = \"remote_receive\"\n\
          commit_timeout = \"250ms\"\nreads = \"local\"\nmax_clients = 5\nlog_retention = \"1GiB\"\nshards = 8\n\
          segment_bytes = \"1MiB\"\nstaleness_bound = \"3s\"\nwal_sync = \"dsync\"\nframes_in_flight = 4\n\
          log_level = \"debug\"\nlog_format = \"json\"\nclient_password = \"p\"\nhttp_listen = \"[::1]:9\"\n\
@@ -88,7 +88,7 @@ fn every_value_is_read_as_written() {
     ))
     .unwrap();
     assert_eq!(config.data, Path::new("/data/1/../d"));
-    assert_eq!((config.cores, config.memory), (2, 2 << 30));
+    assert_eq!((config.cores, config.memory), (1, 2 << 30));
     assert_eq!((config.sync.kind, config.sync.k), (SyncKind::First, 2));
     assert_eq!(config.commit, CommitLevel::RemoteWrite);
     assert_eq!((config.reads, config.max_clients, config.shards), (Reads::Local, 5, 8));
@@ -152,6 +152,7 @@ fn values_out_of_range_are_refused_with_the_range() {
 #[test]
 fn rules_between_keys_are_checked() {
     let one = |line: &str| format!("cluster = \"a\"\nnode = 1\n{line}\n");
+    refused(&one("cores = 4"), 3, "one event loop");
     refused(&one("degrade = \"after 30s\""), 3, "needs a control store");
     refused(&one("degrade = \"later\""), 3, "after 30s");
     refused(&one("store = \"etcd:http://127.0.0.1:2379\""), 3, "no control store");

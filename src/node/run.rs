@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::base::limits::ADMIN_MAILBOX_MAX;
 use crate::config::{Config, WalSync};
 use crate::io::Seam;
 use crate::io::uring::{Calibration, UringConfig, UringSeam, calibrate};
@@ -13,9 +14,6 @@ use crate::io::uring::{Calibration, UringConfig, UringSeam, calibrate};
 use super::boot::{BootError, BootOptions, LOCK_PATIENCE};
 use super::control::{ControlConfig, ControlHandle, spawn};
 use super::{Node, Turn};
-
-/// Admin requests that may wait for the loop.
-const MAILBOX: usize = 64;
 
 /// The role asked for with `-M`: a request, never an order, once a cluster exists.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,7 +74,7 @@ fn start(options: RunOptions) -> Result<(Node<UringSeam>, ControlHandle), (Strin
         (text, 1)
     })?;
     tracing::info!(%client, %peer, node = %config.node, cluster = config.cluster, "listening");
-    let (sender, receiver) = mpsc::sync_channel(MAILBOX);
+    let (sender, receiver) = mpsc::sync_channel(ADMIN_MAILBOX_MAX);
     let control_config = ControlConfig { data: config.data.clone(), http_listen: config.http_listen };
     let control = spawn(control_config, sender, node.seam_mut().waker())
         .map_err(|e| (format!("the admin socket cannot be opened: {e}"), 1))?;
