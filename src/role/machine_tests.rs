@@ -545,3 +545,43 @@ fn a_node_that_builds_neither_leads_nor_counts() {
     let spoken = bench.settle();
     assert!(matches!(answers(&spoken)[..], [PromiseAnswer::Promised(report)] if !report.whole));
 }
+
+#[test]
+fn a_candidate_waits_for_its_own_grant_before_it_promises_itself() {
+    let mut bench = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
+    bench.follow(2, 2, &[(1, 0), (2, 100)]);
+    assert!(bench.machine.grant(bench.now, NodeId(2), term(2)));
+    let command = Command::Failover { dry_run: false, alone: false, force: true };
+    bench.give(Input::Command { op: 4, command });
+    bench.answer_dry(&[2, 3], None);
+    let attempt = bench.out.iter().find_map(|e| match e {
+        Effect::Send { to: NodeId(2), message: RoleMessage::Yield { attempt } } => Some(*attempt),
+        _ => None,
+    });
+    // The old leader yields, but word of the released lease is lost.
+    bench.from(2, RoleMessage::YieldReply { attempt: attempt.unwrap(), granted: true });
+    bench.wait(990);
+    assert_eq!(bench.machine.control().promised, term(2));
+    assert!(!bench.machine.grant(bench.now, NodeId(2), term(2)), "the wait is not made longer");
+    let bound = bench.wait(10);
+    assert!(bound.iter().any(|e| matches!(e, Effect::Persist { state } if state.promised > term(2))));
+}
+
+#[test]
+fn a_leader_that_promised_commits_answers_and_grants_nothing_more() {
+    let mut bench = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
+    let t = bench.lead(&[2]);
+    bench.log.flushed = FlushedLsn(Lsn(110));
+    bench.log.committed = CommittedLsn(Lsn(110));
+    bench.give(Input::CommitMoved);
+    bench.give(Input::Granted { from: NodeId(2), incarnation: life(2), term: t, sent: bench.now });
+    assert!(bench.machine.may_read(bench.now) && bench.machine.commit_rule().is_some());
+    let higher = Term { number: t.number + 1, id: 1 };
+    let effects = bench.from(3, RoleMessage::Promise { term: higher, force: true });
+    assert!(effects.contains(&Effect::StopAcks));
+    assert!(effects.iter().any(|e| matches!(e, Effect::HoldClients { .. })));
+    assert!(!effects.iter().any(|e| matches!(e, Effect::Demote { .. })), "a mere promise demotes nobody");
+    assert!(bench.machine.commit_rule().is_none() && !bench.machine.accepts_ack(t));
+    assert!(!bench.machine.may_read(bench.now) && bench.machine.lease_until().is_none());
+    assert_eq!((bench.machine.role(), bench.machine.state()), (Role::Primary, State::WaitPromoting));
+}
