@@ -274,11 +274,6 @@ impl<'c, 'e> Call<'c, 'e> {
         }
     }
 
-    /// Whether a key found expired is deleted, as on a primary, and not only hidden.
-    pub fn expiry_deletes(&self) -> bool {
-        matches!(self.engine.mode, Mode::Primary { .. })
-    }
-
     /// What a reply to the work so far waits for.
     pub fn observed(&self) -> Stamp {
         match self.engine.writer.len() > self.writer_from {

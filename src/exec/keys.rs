@@ -3,8 +3,9 @@
 //! SCAN's cursor is a number, and the keys of a shard are ordered by their bytes, so the node keeps a bounded table from
 //! cursors to positions. A cursor names its shard and, by a fingerprint, the first key not yet returned. The same place
 //! always has the same cursor. A cursor whose position was evicted, or that another node gave out, goes on at the start
-//! of its shard: keys may come twice, as SCAN allows, and none that is there all the time is left out. Cursors stay
-//! below 2^53, because some client libraries keep them in a double.
+//! of its shard: keys may come twice, as SCAN allows, and none that is there all the time is left out. (The price: with
+//! more iterations under way at once than the table holds, one may start its shard again for as long as that lasts.)
+//! Cursors stay below 2^53, because some client libraries keep them in a double.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -294,7 +295,8 @@ pub(super) fn scan(call: &mut Call<'_, '_>) -> Step {
     while left > 0 && at.shard < call.engine.shards {
         let shard = ShardId(at.shard);
         let slice = slice(call, shard, at.from.as_deref(), left, &options.filter)?;
-        left -= slice.examined.min(left);
+        // A slice over nothing but deleted entries costs something too.
+        left = left.saturating_sub(slice.examined.max(usize::from(slice.next.is_some())));
         found += slice.found;
         bulks.extend_from_slice(&slice.bulks);
         if !slice.expired.is_empty() {
@@ -367,7 +369,8 @@ fn keys_slices(call: &mut Call<'_, '_>, walk: &mut KeysWalk) -> Step {
         let shard = ShardId(walk.shard);
         let slice = slice(call, shard, walk.from.as_deref(), left.max(1), &filter)?;
         delete_found(call, shard, &slice.expired)?;
-        left = left.saturating_sub(slice.examined);
+        // What the store did not finish in one call is enough for one slice.
+        left = if slice.next.is_some() { 0 } else { left.saturating_sub(slice.examined) };
         walk.found += slice.found;
         walk.bulks.extend_from_slice(&slice.bulks);
         walk.from = slice.next;
@@ -409,24 +412,18 @@ pub(super) fn randomkey(call: &mut Call<'_, '_>) -> Step {
         }
         let (shard, count) = chosen;
         let steps = call.engine.state.rng.below(count.min(RANDOM_STEPS)) as usize + 1;
-        let from = call.engine.state.random_from.clone();
-        let mut met = slice(call, shard, Some(&from), steps, &everything)?;
-        if met.found == 0 && met.expired.is_empty() {
-            met = slice(call, shard, None, steps, &everything)?;
-        }
+        let from = std::mem::take(&mut call.engine.state.random_from);
+        let met = slice(call, shard, Some(&from), steps, &everything)?;
         delete_found(call, shard, &met.expired)?;
         if let Some(last) = last_bulk(&met.bulks) {
-            let last = last.to_vec();
-            call.reply().bulk(&last);
-            call.engine.state.random_from.clear();
-            key::meta_key(&last, &mut call.engine.state.random_from);
+            call.reply().bulk(last);
             // Behind the key itself.
+            key::meta_key(last, &mut call.engine.state.random_from);
             call.engine.state.random_from.push(0);
             return Ok(());
         }
-        if met.expired.is_empty() || !call.expiry_deletes() {
-            break;
-        }
+        // Round again from the start, or over the deleted entries that the store passed.
+        call.engine.state.random_from = met.next.unwrap_or_default();
     }
     call.null()
 }

@@ -176,7 +176,7 @@ impl Decimal {
         let magnitude = self.units.unsigned_abs();
         let sign = if self.units < 0 { "-" } else { "" };
         let whole = format!("{sign}{}", magnitude / one);
-        if magnitude % one == 0 {
+        if magnitude.is_multiple_of(one) {
             return whole;
         }
         let decimals = format!("{:0width$}", magnitude % one, width = self.scale as usize);

@@ -118,10 +118,10 @@ fn section(call: &mut Call<'_, '_>, name: &str, text: &mut Vec<u8>) {
         }
         "keyspace" => {
             let keys = keys::count_all(call);
-            let due = call.engine.state.due.len();
+            let due = call.engine.state.due.len() as u64;
             match keys {
                 0 => Ok(()),
-                keys => write!(text, "db0:keys={keys},expires={due},avg_ttl=0\r\n"),
+                keys => write!(text, "db0:keys={keys},expires={},avg_ttl=0\r\n", due.min(keys)),
             }
         }
         _ => {
@@ -205,7 +205,7 @@ fn config_set(call: &mut Call<'_, '_>) -> Step {
     if call.in_exec {
         return call.error(errors::NOT_IN_MULTI);
     }
-    if call.args.len() % 2 != 0 {
+    if !call.args.len().is_multiple_of(2) {
         return call.error("ERR wrong number of arguments for 'config|set' command");
     }
     for at in (2..call.args.len()).step_by(2) {

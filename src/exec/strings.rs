@@ -131,6 +131,19 @@ enum Condition {
     Equals(usize),
 }
 
+impl Life {
+    /// An option may be given again, and the last one counts; different ones exclude each other.
+    fn may_follow(self, earlier: Life) -> bool {
+        match (earlier, self) {
+            (Life::Default, _) => true,
+            (Life::Until { unit: a, basis: b, .. }, Life::Until { unit: c, basis: d, .. }) => {
+                (a, b) == (c, d)
+            }
+            (earlier, later) => earlier == later,
+        }
+    }
+}
+
 struct SetOptions {
     life: Life,
     condition: Condition,
@@ -171,8 +184,8 @@ fn set_options(call: &Call<'_, '_>) -> Option<SetOptions> {
             (b"KEEPTTL", _) if matches!(options.life, Life::Default | Life::Keep) => {
                 options.life = Life::Keep;
             }
-            (_, Some(number)) if options.life == Life::Default => {
-                options.life = until(option, number)?;
+            (_, Some(number)) => {
+                options.life = until(option, number).filter(|life| life.may_follow(options.life))?;
                 at += 1;
             }
             _ => return None,
@@ -318,7 +331,7 @@ pub(super) fn setnx(call: &mut Call<'_, '_>) -> Step {
 
 /// The key-value pairs of MSET are whole and every value is legal; answers the error when not.
 fn pairs_fit(call: &mut Call<'_, '_>) -> bool {
-    if call.args.len() % 2 == 0 {
+    if call.args.len().is_multiple_of(2) {
         let text = format!("ERR wrong number of arguments for '{}' command", call.spec.name);
         call.reply().error(&text);
         return false;
@@ -410,16 +423,14 @@ fn getex_life(call: &Call<'_, '_>) -> Option<Life> {
     let mut life = Life::Default;
     let mut at = 2;
     while let Some(option) = call.args.get(at) {
-        if life != Life::Default {
-            return None;
-        }
-        if option.eq_ignore_ascii_case(b"PERSIST") {
-            life = Life::Persist;
+        let next = if option.eq_ignore_ascii_case(b"PERSIST") {
+            Life::Persist
         } else {
-            call.args.get(at + 1)?;
-            life = until(option, at + 1)?;
             at += 1;
-        }
+            call.args.get(at)?;
+            until(option, at)?
+        };
+        life = Some(next).filter(|next| next.may_follow(life))?;
         at += 1;
     }
     Some(life)

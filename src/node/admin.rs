@@ -168,7 +168,7 @@ impl<S: Seam> Node<S> {
             first_lsn: self.log.oldest().0,
             end_lsn: end.0,
             kept_bytes: self.log.keeper.segment_bytes(),
-            budget_bytes: self.config.log_retention.unwrap_or(16 << 30),
+            budget_bytes: self.config.log_retention.unwrap_or(super::log::RETENTION_DEFAULT),
             keepers,
         }
     }

@@ -305,7 +305,7 @@ impl Parts {
             },
             &recovered,
         );
-        let retention = config.log_retention.unwrap_or(16 << 30);
+        let retention = config.log_retention.unwrap_or(super::log::RETENTION_DEFAULT);
         let files = log_files(&mut seam, &folder);
         let keeper = SegmentKeeper::new(
             KeeperConfig {

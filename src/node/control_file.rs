@@ -69,8 +69,4 @@ impl ControlFile {
         self.start(seam);
         Some(generation)
     }
-
-    pub fn is_idle(&self) -> bool {
-        self.writing.is_none() && self.waiting.is_none()
-    }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::limits::PAGE_BYTES;
-use crate::base::{AlignedBuf, AppliedLsn, Lsn, ShardId, SharedSlice, Stamp, WallMs};
+use crate::base::{AlignedBuf, AppliedLsn, Lsn, ShardId, Stamp, WallMs};
 use crate::io::{ConnId, FileId, Op, Seam};
 use crate::record::{HEADER_BYTES, MERGE_VERSION, Record};
 use crate::redo::{FrameCursor, Progress, Redo};
@@ -361,10 +361,5 @@ impl<S: Seam> Node<S> {
     fn data_failed(&mut self, what: &str, error: &std::io::Error) {
         tracing::error!(what, %error, "the data disk failed");
         self.fail("a write to the data files failed");
-    }
-
-    /// A clone of a shared slice as its own bytes, for tails and inspection.
-    pub(super) fn bytes_of(slice: &SharedSlice) -> Vec<u8> {
-        slice.to_vec()
     }
 }

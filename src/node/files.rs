@@ -37,15 +37,6 @@ impl Folder {
     pub fn pages(&self) -> PathBuf {
         self.root.join("pages")
     }
-    pub fn tail(&self, term: u64, at: u64) -> PathBuf {
-        self.root.join(format!("tail-{term}-{at:016x}.wal"))
-    }
-    pub fn config(&self) -> PathBuf {
-        self.root.join("baton.toml")
-    }
-    pub fn admin_socket(&self) -> PathBuf {
-        self.root.join("admin.sock")
-    }
 }
 
 /// Reads a whole small file. `None` when it does not exist.

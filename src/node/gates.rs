@@ -174,10 +174,6 @@ impl Replies {
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
-
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
 }
 
 #[cfg(test)]
@@ -210,7 +206,7 @@ mod tests {
         assert!(out.is_empty(), "the second reply may not overtake the first");
         replies.release(&marks(5), &mut out);
         assert_eq!(out, b"onetwo");
-        assert!(replies.is_empty() && replies.waiting_for().is_none());
+        assert!(replies.len() == 0 && replies.waiting_for().is_none());
     }
 
     #[test]

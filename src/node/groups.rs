@@ -40,13 +40,6 @@ impl Groups {
         Some(self.ends[at].1)
     }
 
-    /// Forgets groups that end at or before `lsn`.
-    pub fn forget_through(&mut self, lsn: Lsn) {
-        while self.ends.front().is_some_and(|(_, end)| *end <= lsn) {
-            self.floor = self.ends.pop_front().expect("seen");
-        }
-    }
-
     /// A leadership begins or ends: every stamp up to `stamp` that is still around is committed. Stamps go on counting.
     pub fn clear(&mut self, stamp: Stamp, committed: Lsn) {
         self.ends.clear();
@@ -68,8 +61,8 @@ mod tests {
         assert_eq!(groups.at(Lsn(4096 * 3)), Stamp(3));
         assert_eq!(groups.at(Lsn(4096 * 3 + 1)), Stamp(3));
         assert_eq!(groups.at(Lsn::MAX), Stamp(5));
-        groups.forget_through(Lsn(4096 * 2));
-        assert_eq!((groups.at(Lsn(4096 * 2)), groups.at(Lsn(4096 * 4))), (Stamp(2), Stamp(4)));
-        assert_eq!((groups.end_of(Stamp(4)), groups.end_of(Stamp(1))), (Some(Lsn(4096 * 4)), None));
+        assert_eq!((groups.end_of(Stamp(4)), groups.end_of(Stamp(9))), (Some(Lsn(4096 * 4)), None));
+        groups.clear(Stamp(5), Lsn(4096 * 5));
+        assert_eq!((groups.at(Lsn(4096 * 5)), groups.end_of(Stamp(4))), (Stamp(5), None));
     }
 }

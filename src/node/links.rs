@@ -58,7 +58,7 @@ struct Dial {
 /// What a link tells the node.
 #[derive(Debug)]
 pub enum LinkEvent {
-    Up { conn: ConnId, session: Session },
+    Up { session: Session },
     Message { conn: ConnId, session: Session, envelope: Envelope },
     Down { conn: ConnId, session: Session, process_gone: bool },
 }
@@ -285,7 +285,7 @@ impl Links {
                 if let Some(message) = send {
                     self.send_stamped(seam, conn, now, &own, &message);
                 }
-                out.push(LinkEvent::Up { conn, session });
+                out.push(LinkEvent::Up { session });
             }
             Turn::Failed { error, send } => {
                 tracing::warn!(%error, "peer handshake failed");

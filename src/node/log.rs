@@ -20,6 +20,8 @@ use super::{Node, token};
 
 /// Free disk space kept for control files, pages and tails: no segment is made out of it.
 const DISK_RESERVE: u64 = 32 << 20;
+/// Log kept on disk when the configuration says nothing.
+pub const RETENTION_DEFAULT: u64 = 16 << 30;
 
 /// The log of a running node and its files.
 pub struct Log {
@@ -63,11 +65,6 @@ impl Log {
     /// The oldest position that can be read.
     pub fn oldest(&self) -> Lsn {
         self.wal.first()
-    }
-
-    /// The disk has no room for the next segment.
-    pub fn starved(&self) -> bool {
-        self.starved.is_some()
     }
 }
 
@@ -199,7 +196,12 @@ impl<S: Seam> Node<S> {
                     }
                     other => other,
                 };
-                (id, made.map(|opened| drop(self.log.spares.insert(file, opened))))
+                (
+                    id,
+                    made.map(|opened| {
+                        self.log.spares.insert(file, opened);
+                    }),
+                )
             }
             KeeperEffect::Write { id, file, offset, data } => match self.spare_file(file, &path(file)) {
                 Ok(opened) => {
@@ -430,7 +432,13 @@ impl<S: Seam> Node<S> {
 
     /// Tells the keeper what may be recycled.
     pub(super) fn retain_log(&mut self) {
-        let keep = self.data.store.redo_from().min(self.committed.lsn());
+        let end = self.log.wal.end().end;
+        let budget = self.config.log_retention.unwrap_or(RETENTION_DEFAULT);
+        let mut keep = self.data.store.redo_from().min(self.committed.lsn());
+        // A connected standby keeps what it has not flushed, within the budget: a slow one never fills the disk.
+        if let Some(standby) = self.streams.keeps().filter(|at| end.since(*at) < budget) {
+            keep = keep.min(standby);
+        }
         self.log.keeper.retain_from(keep);
         self.drive_keeper();
     }

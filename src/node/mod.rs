@@ -152,10 +152,6 @@ impl<S: Seam> Node<S> {
         self.config.node
     }
 
-    fn identity(&self) -> (NodeId, Incarnation) {
-        (self.identity.node, self.identity.incarnation)
-    }
-
     fn identity_full(&self) -> &Identity {
         &self.identity
     }
@@ -282,6 +278,8 @@ impl<S: Seam> Node<S> {
                 Ok(()) => {
                     if let Some(generation) = self.control.written(&mut self.seam) {
                         self.tell_role(Input::Persisted { generation });
+                        // A rule that waited for the control file may let the commit index move now.
+                        self.log_moved = true;
                     }
                 }
                 Err(error) => {

@@ -6,9 +6,6 @@ use std::collections::VecDeque;
 use crate::base::SharedSlice;
 use crate::io::{ConnId, Op, Outgoing, Seam, Token};
 
-/// Slices gathered into one send; more wait for the next.
-const SLICES_PER_SEND: usize = 64;
-
 /// Queue in front of one connection.
 #[derive(Debug)]
 pub struct Outbox {
@@ -69,19 +66,9 @@ impl Outbox {
 
     /// Appends a head and shared slices: the log frames travel from the one buffer that also went to the disk.
     pub fn append_shared(&mut self, head: Vec<u8>, slices: Vec<SharedSlice>) {
-        // A batch of many small frames read back from the disk can have more slices than one send takes: they follow
-        // in sends of their own, in order.
-        let mut head = head;
-        let mut slices = slices.into_iter();
-        loop {
-            let part: Vec<SharedSlice> = slices.by_ref().take(SLICES_PER_SEND).collect();
-            if part.is_empty() && head.is_empty() {
-                return;
-            }
-            let data = Outgoing::Shared { head: std::mem::take(&mut head), slices: part };
-            self.queued_bytes += data.len();
-            self.queue.push_back(data);
-        }
+        let data = Outgoing::Shared { head, slices };
+        self.queued_bytes += data.len();
+        self.queue.push_back(data);
     }
 
     /// Starts the next send if none is under way.
@@ -109,15 +96,8 @@ impl Outbox {
         }
     }
 
-    pub fn conn(&self) -> ConnId {
-        self.conn
-    }
-
     /// Everything was handed over and reported.
     pub fn is_drained(&self) -> bool {
         !self.sending && self.queue.is_empty()
     }
 }
-
-/// Slices that fit into one send.
-pub const SLICES_MAX: usize = SLICES_PER_SEND;

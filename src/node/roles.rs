@@ -1,7 +1,6 @@
 //! Carries out what the role machine orders, one effect after the other, and tells it what became of them.
 
-use crate::base::limits::HISTORY_MAX;
-use crate::base::{CommittedLsn, Lsn, NodeId, Stamp, Term};
+use crate::base::{Lsn, NodeId, Stamp, Term};
 use crate::io::Seam;
 use crate::record::Record;
 use crate::replication::Message;
@@ -10,8 +9,6 @@ use crate::role::{Command, Effect, FastForwardFailure, Generation, Input, LogVie
 
 use super::Node;
 use super::gates::Watermarks;
-
-const _: () = assert!(HISTORY_MAX > 0);
 
 impl<S: Seam> Node<S> {
     /// The log as the role machine wants to see it.
@@ -228,10 +225,5 @@ impl<S: Seam> Node<S> {
     pub(super) fn command(&mut self, op: u64, command: Command) {
         self.tell_role(Input::Command { op, command });
         self.pump_role();
-    }
-
-    /// Known committed, for somebody who only has the number.
-    pub(super) fn known_committed(&self) -> CommittedLsn {
-        self.committed
     }
 }

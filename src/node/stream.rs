@@ -54,7 +54,7 @@ pub(super) enum Reader {
 impl<S: Seam> Node<S> {
     pub(super) fn link_event(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Up { session, .. } => {
+            LinkEvent::Up { session } => {
                 tracing::info!(peer = %session.peer.node, dialed = session.dialed, "peer link stands");
                 self.tell_role(Input::PeerUp {
                     node: session.peer.node,

@@ -479,7 +479,7 @@ impl RoleMachine {
         }
         if let PromiseAnswer::Promised(report) = answer {
             if report.incarnation == life {
-                recruit.promises.insert(from, report);
+                recruit.promises.insert(from, *report);
             }
             return;
         }

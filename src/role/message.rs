@@ -37,7 +37,7 @@ pub struct LeaderSeen {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PromiseAnswer {
     /// Durable, drained, flushed.
-    Promised(Report),
+    Promised(Box<Report>),
     /// A read lease that this node granted still runs: ask again then.
     Wait { ms: u64 },
     /// This node promised a higher term, or leads and is alive (`leading`).
@@ -56,7 +56,7 @@ pub enum RoleMessage {
         promised: Term,
         leader: Option<LeaderSeen>,
         lease_ms: u64,
-        report: Report,
+        report: Box<Report>,
     },
     /// Promise `term`. `force`: stop granting leases at once so that the wait ends.
     Promise {
@@ -192,7 +192,7 @@ impl RoleMessage {
                 promised: r.term()?,
                 leader: leader(&mut r)?,
                 lease_ms: r.u64()?,
-                report: report(&mut r)?,
+                report: Box::new(report(&mut r)?),
             },
             PROMISE => RoleMessage::Promise { term: r.term()?, force: r.flag()? },
             PROMISE_REPLY => RoleMessage::PromiseReply { term: r.term()?, answer: answer(&mut r)? },
@@ -281,7 +281,7 @@ fn put_answer(out: &mut Vec<u8>, answer: &PromiseAnswer) {
 
 fn answer(r: &mut Reader<'_>) -> Option<PromiseAnswer> {
     match r.u8()? {
-        0 => Some(PromiseAnswer::Promised(report(r)?)),
+        0 => Some(PromiseAnswer::Promised(Box::new(report(r)?))),
         1 => Some(PromiseAnswer::Wait { ms: r.u64()? }),
         2 => Some(PromiseAnswer::Refused { promised: r.term()?, leading: r.flag()? }),
         _ => None,
@@ -333,10 +333,13 @@ mod tests {
                 promised: term(3),
                 leader: seen,
                 lease_ms: 9,
-                report: full_report(),
+                report: Box::new(full_report()),
             },
             RoleMessage::Promise { term: term(4), force: true },
-            RoleMessage::PromiseReply { term: term(4), answer: PromiseAnswer::Promised(full_report()) },
+            RoleMessage::PromiseReply {
+                term: term(4),
+                answer: PromiseAnswer::Promised(Box::new(full_report())),
+            },
             RoleMessage::PromiseReply { term: term(4), answer: PromiseAnswer::Wait { ms: 500 } },
             RoleMessage::PromiseReply {
                 term: term(4),

@@ -36,6 +36,7 @@ pub mod message;
 pub mod policy;
 mod promise;
 pub mod recruit;
+mod session;
 pub mod state;
 
 pub use control::{ControlCopy, ControlError, ControlState, DataStatus};
@@ -49,5 +50,7 @@ pub use message::{LeaderSeen, PromiseAnswer, Report, RoleMessage};
 pub use policy::{CommitRule, Generation, PendingGeneration, SyncPolicy, Voter};
 pub use state::{Repair, Role, State};
 
+#[cfg(test)]
+mod machine_tests;
 #[cfg(test)]
 mod mini;

@@ -63,7 +63,7 @@ impl RoleMachine {
         let under_way = matches!(self.work, Work::Promise(_) | Work::Adopt(_));
         let at_rest = self.durable >= self.control.generation && log.flushed.lsn() == log.end;
         if !started && !under_way && at_rest {
-            let answer = PromiseAnswer::Promised(self.report(log));
+            let answer = PromiseAnswer::Promised(Box::new(self.report(log)));
             out.push(Effect::Send { to: from, message: RoleMessage::PromiseReply { term, answer } });
         }
     }
@@ -75,7 +75,7 @@ impl RoleMachine {
         }
         let (term, candidate) = (work.term, work.candidate);
         self.work = Work::None;
-        let answer = PromiseAnswer::Promised(self.report(log));
+        let answer = PromiseAnswer::Promised(Box::new(self.report(log)));
         out.push(Effect::Send { to: candidate, message: RoleMessage::PromiseReply { term, answer } });
         out.push(Effect::Evidence(
             Evidence::new("promised").with("term", term).with("candidate", candidate).with("end", log.end),

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use super::delta::{Delta, Ranges, Slot};
+use super::delta::{Delta, Replaced, Slot};
 use super::key::Key;
 use super::{STORE_KEY_BYTES_MAX, STORE_VALUE_BYTES_MAX, Store, UndoMark};
 use crate::base::{ShardId, Stamp};
@@ -24,7 +24,7 @@ struct Undo {
 #[derive(Debug)]
 enum What {
     Slot(Key, Option<Slot>),
-    Range(Box<(Key, Vec<(Key, Slot)>, Ranges)>),
+    Range(Box<Replaced>),
     Clear(Box<Delta>),
     Freeze,
 }
@@ -35,7 +35,7 @@ impl Undo {
         size_of::<Undo>()
             + match &self.what {
                 What::Slot(key, old) => key.heap_bytes() + old.as_ref().map_or(0, slot),
-                What::Range(range) => range.1.iter().map(|(k, s)| 64 + k.heap_bytes() + slot(s)).sum(),
+                What::Range(range) => range.entries.iter().map(|(k, s)| 64 + k.heap_bytes() + slot(s)).sum(),
                 What::Clear(delta) => delta.bytes(),
                 What::Freeze => 0,
             }
@@ -172,6 +172,9 @@ impl Store {
             let undo = self.undo.entries.pop_front().expect("just seen");
             self.undo.bytes -= undo.bytes();
             self.undo.forgotten += 1;
+            if let What::Clear(delta) = undo.what {
+                self.rubbish.push(delta.map);
+            }
         }
         self.undo.committed = self.undo.committed.max(stamp);
     }
@@ -193,7 +196,7 @@ impl Store {
         let before = state.active.bytes();
         match undo.what {
             What::Slot(key, slot) => state.active.restore(key, slot),
-            What::Range(range) => state.active.restore_range(range.0, range.1, range.2),
+            What::Range(range) => state.active.restore_range(*range),
             What::Clear(delta) => state.active = *delta,
             What::Freeze => {}
         }

@@ -9,6 +9,8 @@ use crate::base::{AlignedBuf, Digest, Lsn, ShardId, SharedSlice, Stamp};
 
 /// Pages joined into one write at most.
 const RUN_PAGES_MAX: usize = 64;
+/// Entries of a finished delta dropped in one slice.
+const RUBBISH_ENTRIES: usize = 1024;
 /// What one page of work counts; cheap steps count one.
 const PAGE_WORK: usize = 8;
 
@@ -101,8 +103,9 @@ impl Store {
 
     /// One slice of the oldest unfinished merge: about `budget_pages` pages read or made.
     pub fn merge_step(&mut self, budget_pages: usize) -> MergeStep {
+        self.drop_rubbish();
         if self.walk.is_some() || !self.start_merge() {
-            return MergeStep::Idle;
+            return if self.rubbish.is_empty() { MergeStep::Idle } else { MergeStep::Working };
         }
         let active = self.merge.as_mut().expect("just started");
         let state = &mut self.shards[active.shard.index()];
@@ -145,6 +148,17 @@ impl Store {
                 Some(to_pages) => MergeStep::Grow { to_pages },
                 None => MergeStep::Waiting,
             },
+        }
+    }
+
+    /// A large delta takes long to drop: a slice of it at a time.
+    fn drop_rubbish(&mut self) {
+        let Some(entries) = self.rubbish.last_mut() else { return };
+        for _ in 0..RUBBISH_ENTRIES {
+            if entries.pop_first().is_none() {
+                self.rubbish.pop();
+                return;
+            }
         }
     }
 
@@ -279,6 +293,7 @@ impl Store {
             let frozen = state.frozen.take().expect("a covered shard stays frozen");
             let merged = frozen.merged.expect("a covered shard is merged");
             self.frozen_bytes -= frozen.delta.bytes();
+            self.rubbish.push(frozen.delta.map);
             state.roots.insert(0, merged.root);
             // The old tree's pages are read by nobody but a reader of old roots.
             merged.dropped.iter().for_each(|page| self.pages.cache.remove(*page));

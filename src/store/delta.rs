@@ -35,8 +35,16 @@ pub(super) struct Delta {
     bytes: usize,
 }
 
-/// Ranges that a range delete replaced, to be put back by undo.
-pub(super) type Ranges = Vec<(Key, (Key, Stamp))>;
+type Ranges = Vec<(Key, (Key, Stamp))>;
+
+/// What a range delete replaced, to be put back by undo.
+#[derive(Debug)]
+pub(super) struct Replaced {
+    /// Start of the range that now stands there.
+    at: Key,
+    pub entries: Vec<(Key, Slot)>,
+    ranges: Ranges,
+}
 
 impl Delta {
     pub fn bytes(&self) -> usize {
@@ -167,14 +175,8 @@ impl Delta {
         }
     }
 
-    /// Deletes `start..end`: takes the covered entries and the overlapped ranges out and returns them, with the start
-    /// of the range that now stands there.
-    pub fn delete_range(
-        &mut self,
-        start: &[u8],
-        end: &[u8],
-        stamp: Stamp,
-    ) -> (Key, Vec<(Key, Slot)>, Ranges) {
+    /// Deletes `start..end`: takes the covered entries and the overlapped ranges out and returns them.
+    pub fn delete_range(&mut self, start: &[u8], end: &[u8], stamp: Stamp) -> Replaced {
         assert!(start < end, "an empty range is the caller's error");
         let mut entries = Vec::new();
         while let Some((key, _)) = self.map.range::<[u8], _>((Included(start), Excluded(end))).next() {
@@ -200,11 +202,12 @@ impl Delta {
         self.bytes += ENTRY_BYTES;
         self.bytes -= old.len() * ENTRY_BYTES;
         self.ranges.insert(low.clone(), (high, latest));
-        (low, entries, old)
+        Replaced { at: low, entries, ranges: old }
     }
 
     /// Puts back what [`Delta::delete_range`] returned.
-    pub fn restore_range(&mut self, at: Key, entries: Vec<(Key, Slot)>, ranges: Ranges) {
+    pub fn restore_range(&mut self, replaced: Replaced) {
+        let Replaced { at, entries, ranges } = replaced;
         self.ranges.remove(&*at).expect("undo meets the range that it undoes");
         self.bytes += ranges.len() * ENTRY_BYTES;
         self.bytes -= ENTRY_BYTES;

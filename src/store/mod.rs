@@ -42,6 +42,7 @@ use std::collections::{BTreeMap, VecDeque};
 use self::change::UndoLog;
 use self::checkpoint::{Active, Frozen, Pending};
 use self::delta::Delta;
+use self::key::Key;
 use self::pages::Pages;
 use self::superblock::{Root, Slot};
 use self::walk::Walk;
@@ -210,6 +211,8 @@ pub struct Store {
     /// Frozen shards whose merge has not started, in order.
     queue: VecDeque<ShardId>,
     merge: Option<Active>,
+    /// Entries of deltas that nobody needs any more, given back to the allocator slice by slice.
+    rubbish: Vec<BTreeMap<Key, delta::Slot>>,
     merges_started: u64,
     flushes_started: u64,
     /// What the two slots on the disk say; `None` for one that is not whole.
@@ -295,6 +298,7 @@ impl Store {
             frozen_bytes: 0,
             queue: VecDeque::new(),
             merge: None,
+            rubbish: Vec::new(),
             merges_started: 0,
             flushes_started: 0,
             slots,
@@ -307,6 +311,9 @@ impl Store {
 
     /// Hands over the bytes of a page that a miss, a merge or the walk asked for. After damage the page is asked for
     /// again by whoever needs it: bring good bytes from a peer.
+    ///
+    /// The node reads a page at most once at a time: whoever asks for a page that is being read already, joins. Every
+    /// page that was asked for is read sooner or later, also when its asker is gone: until then it is not reused.
     pub fn page_read(&mut self, page: PageNo, bytes: &[u8]) -> Result<(), PageDamage> {
         self.pages.page_read(page, bytes)
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+use super::world::TestStore;
 use crate::base::{Digest, ShardId, Stamp};
 use crate::exec::Shards;
 use crate::store::{Miss, PageNo, Seen, UndoMark};
@@ -18,14 +19,23 @@ struct Shard {
     last: Stamp,
 }
 
+/// What a change found: the entries it touched, and the rest of the shard.
+#[derive(Clone, Debug)]
+struct Undo {
+    shard: usize,
+    entries: Vec<(Vec<u8>, Option<Versions>)>,
+    cleared: Stamp,
+    count: u64,
+    last: Stamp,
+}
+
 #[derive(Clone, Default, Debug)]
 pub struct ModelStore {
     shards: Vec<Shard>,
-    /// The shard as it was before each change. Dear and plainly right.
-    undo: Vec<(usize, Shard)>,
+    undo: Vec<Undo>,
     /// Every look-up misses until its page was read.
     pub misses: bool,
-    pub held: BTreeSet<PageNo>,
+    held: BTreeSet<PageNo>,
 }
 
 impl ModelStore {
@@ -33,13 +43,40 @@ impl ModelStore {
         ModelStore { shards: vec![Shard::default(); usize::from(shards)], ..ModelStore::default() }
     }
 
-    /// Everything a reader could tell, stamps included.
-    pub fn picture(&self) -> String {
+    fn page(&self, shard: ShardId, what: &[u8]) -> Result<(), Miss> {
+        let page = PageNo(Digest::seeded(what, u64::from(shard.0)).0 as u64);
+        match self.misses && !self.held.contains(&page) {
+            true => Err(Miss { shard, page }),
+            false => Ok(()),
+        }
+    }
+
+    fn change(&mut self, shard: ShardId, keys: &[&[u8]], stamp: Stamp, change: impl FnOnce(&mut Shard)) {
+        let index = shard.index();
+        let shard = &mut self.shards[index];
+        let entries = keys.iter().map(|key| (key.to_vec(), shard.entries.get(*key).cloned())).collect();
+        let (cleared, count, last) = (shard.cleared, shard.count, shard.last);
+        self.undo.push(Undo { shard: index, entries, cleared, count, last });
+        change(shard);
+        shard.last = stamp;
+    }
+
+    fn visible(&self, shard: ShardId, key: &[u8]) -> bool {
+        let versions = self.shards[shard.index()].entries.get(key);
+        versions.and_then(|v| v.last()).is_some_and(|(_, value)| value.is_some())
+    }
+}
+
+impl TestStore for ModelStore {
+    fn shards(&mut self) -> &mut dyn Shards {
+        self
+    }
+
+    fn picture(&mut self) -> String {
         format!("{:?}", self.shards)
     }
 
-    /// The live entries.
-    pub fn contents(&self) -> Vec<(usize, Vec<u8>, Vec<u8>)> {
+    fn contents(&mut self) -> Vec<(usize, Vec<u8>, Vec<u8>)> {
         let mut all = Vec::new();
         for (index, shard) in self.shards.iter().enumerate() {
             for (key, versions) in &shard.entries {
@@ -51,7 +88,15 @@ impl ModelStore {
         all
     }
 
-    pub fn commit_all(&mut self) {
+    fn bring(&mut self, miss: Miss) {
+        self.held.insert(miss.page);
+    }
+
+    fn release(&mut self) {
+        self.held.clear();
+    }
+
+    fn commit(&mut self, _: Stamp) {
         for shard in &mut self.shards {
             shard.entries.retain(|_, versions| {
                 let last = versions.pop().expect("an entry has versions");
@@ -62,26 +107,6 @@ impl ModelStore {
             shard.last = Stamp::COMMITTED;
         }
         self.undo.clear();
-    }
-
-    fn page(&self, shard: ShardId, what: &[u8]) -> Result<(), Miss> {
-        let page = PageNo(Digest::seeded(what, u64::from(shard.0)).0 as u64);
-        match self.misses && !self.held.contains(&page) {
-            true => Err(Miss { shard, page }),
-            false => Ok(()),
-        }
-    }
-
-    fn change(&mut self, shard: ShardId, stamp: Stamp, change: impl FnOnce(&mut Shard)) {
-        let index = shard.index();
-        self.undo.push((index, self.shards[index].clone()));
-        change(&mut self.shards[index]);
-        self.shards[index].last = stamp;
-    }
-
-    fn visible(&self, shard: ShardId, key: &[u8]) -> bool {
-        let versions = self.shards[shard.index()].entries.get(key);
-        versions.and_then(|v| v.last()).is_some_and(|(_, value)| value.is_some())
     }
 }
 
@@ -102,7 +127,7 @@ impl Shards for ModelStore {
 
     fn put(&mut self, shard: ShardId, key: &[u8], value: &[u8], created: bool, stamp: Stamp) {
         assert_eq!(created, !self.visible(shard, key), "the log must know what a put creates");
-        self.change(shard, stamp, |shard| {
+        self.change(shard, &[key], stamp, |shard| {
             shard.entries.entry(key.to_vec()).or_default().push((stamp, Some(value.to_vec())));
             shard.count += u64::from(created);
         });
@@ -110,14 +135,16 @@ impl Shards for ModelStore {
 
     fn delete(&mut self, shard: ShardId, key: &[u8], counted: bool, stamp: Stamp) {
         assert!(self.visible(shard, key), "only what exists is deleted");
-        self.change(shard, stamp, |shard| {
+        self.change(shard, &[key], stamp, |shard| {
             shard.entries.entry(key.to_vec()).or_default().push((stamp, None));
             shard.count -= u64::from(counted);
         });
     }
 
     fn clear_shard(&mut self, shard: ShardId, stamp: Stamp) {
-        self.change(shard, stamp, |shard| {
+        let keys: Vec<Vec<u8>> = self.shards[shard.index()].entries.keys().cloned().collect();
+        let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        self.change(shard, &keys, stamp, |shard| {
             for versions in shard.entries.values_mut() {
                 versions.push((stamp, None));
             }
@@ -162,8 +189,15 @@ impl Shards for ModelStore {
 
     fn undo_to(&mut self, mark: UndoMark) {
         while self.undo.len() as u64 > mark.0 {
-            let (index, shard) = self.undo.pop().expect("longer than the mark");
-            self.shards[index] = shard;
+            let undo = self.undo.pop().expect("longer than the mark");
+            let shard = &mut self.shards[undo.shard];
+            (shard.cleared, shard.count, shard.last) = (undo.cleared, undo.count, undo.last);
+            for (key, versions) in undo.entries {
+                match versions {
+                    Some(versions) => shard.entries.insert(key, versions),
+                    None => shard.entries.remove(&key),
+                };
+            }
         }
     }
 }

@@ -5,7 +5,8 @@
 //! `@mode WORD` changes what the node may do, `@password WORD` sets one, `@seal` closes the group, `@commit` commits.
 //! `{id}` in a reply stands for the connection's number.
 
-use super::world::{World, show, show_value, words};
+use super::disk::DiskStore;
+use super::world::{SHARDS, TestStore, World, show, show_value, words};
 use crate::exec::{Mode, Outcome, Writes, errors};
 use crate::resp::{Value, decode};
 
@@ -13,17 +14,13 @@ use crate::resp::{Value, decode};
 #[derive(Clone, Copy, PartialEq)]
 enum Manner {
     Plain,
-    /// Every look-up misses once.
-    Missing,
     /// Every command in a group of its own.
     Sealed,
     /// Everything committed behind every command.
     Committed,
 }
 
-fn play(name: &str, text: &str, manner: Manner) -> World {
-    let mut world = World::new();
-    world.store.misses = manner == Manner::Missing;
+fn play<S: TestStore>(name: &str, text: &str, manner: Manner, mut world: World<S>) -> World<S> {
     let mut asked: Option<(String, String, usize)> = None;
     for (number, line) in text.lines().enumerate() {
         if let Some((command, reply, at)) = asked.take() {
@@ -44,11 +41,8 @@ fn play(name: &str, text: &str, manner: Manner) -> World {
                 asked = Some((command.to_string(), shown, number + 1));
                 match manner {
                     Manner::Sealed => world.seal(),
-                    Manner::Committed => {
-                        world.seal();
-                        world.store.commit_all();
-                    }
-                    _ => {}
+                    Manner::Committed => world.commit(),
+                    Manner::Plain => {}
                 }
             }
             _ => direct(&mut world, line),
@@ -57,16 +51,13 @@ fn play(name: &str, text: &str, manner: Manner) -> World {
     world
 }
 
-fn direct(world: &mut World, line: &str) {
+fn direct<S: TestStore>(world: &mut World<S>, line: &str) {
     let mut words = line.split(' ');
     match (words.next().unwrap_or(""), words.next()) {
         ("@advance", Some(ms)) => world.advance(ms.parse().unwrap()),
         ("@password", Some(word)) => world.node.password = Some(word.into()),
         ("@seal", None) => world.seal(),
-        ("@commit", None) => {
-            world.seal();
-            world.store.commit_all();
-        }
+        ("@commit", None) => world.commit(),
         ("@mode", Some(mode)) => {
             world.node.standby = matches!(mode, "standby" | "stale");
             world.mode = match mode {
@@ -99,10 +90,16 @@ macro_rules! scripts {
         #[test]
         fn $name() {
             let text = include_str!(concat!("../testdata/", $file));
-            play($file, text, Manner::Plain);
-            assert!(play($file, text, Manner::Missing).misses > 0);
-            play($file, text, Manner::Sealed);
-            play($file, text, Manner::Committed);
+            for manner in [Manner::Plain, Manner::Sealed, Manner::Committed] {
+                play($file, text, manner, World::new());
+            }
+            // Every look-up misses once.
+            let mut world = World::new();
+            world.store.misses = true;
+            assert!(play($file, text, Manner::Plain, world).misses > 0);
+            // The real store: everything in the deltas, then everything in the tree and nothing in the cache.
+            play($file, text, Manner::Sealed, World::over(DiskStore::new(SHARDS)));
+            play($file, text, Manner::Committed, World::over(DiskStore::new(SHARDS)));
         }
     )*};
 }
@@ -114,6 +111,7 @@ scripts! {
     expiry_answers_as_redis: "redis-expire.txt",
     transactions_answer_as_redis: "redis-multi.txt",
     connections_answer_as_redis: "redis-connection.txt",
+    random_commands_answer_as_redis: "redis-random.txt",
     what_is_ours_answers_as_we_say: "baton-own.txt",
     modes_answer_as_we_say: "baton-modes.txt",
 }

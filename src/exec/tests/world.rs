@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use super::model::ModelStore;
 use crate::base::{Stamp, WallMs};
-use crate::exec::{ClientFacts, Engine, ExecState, Host, Mode, Outcome, Role, Session, Writes, execute};
+use crate::exec::{
+    ClientFacts, Engine, ExecState, Host, Mode, Outcome, Role, Session, Shards, Writes, execute,
+};
 use crate::record::{RecordReader, RecordWriter};
 use crate::resp::{Args, OwnedArgs, Reply, Value, decode};
+use crate::store::Miss;
 
 pub const SHARDS: u16 = 4;
 /// One frame of the smallest kind of segment.
@@ -90,8 +93,22 @@ impl Host for NodeView<'_> {
     }
 }
 
-pub struct World {
-    pub store: ModelStore,
+/// A store that the world can look into.
+pub trait TestStore {
+    fn shards(&mut self) -> &mut dyn Shards;
+    /// Everything a reader could tell.
+    fn picture(&mut self) -> String;
+    /// The live entries.
+    fn contents(&mut self) -> Vec<(usize, Vec<u8>, Vec<u8>)>;
+    /// Reads what a look-up missed and keeps it until [`TestStore::release`].
+    fn bring(&mut self, miss: Miss);
+    fn release(&mut self);
+    /// Everything up to this stamp is committed, and that is everything.
+    fn commit(&mut self, stamp: Stamp);
+}
+
+pub struct World<S = ModelStore> {
+    pub store: S,
     pub writer: RecordWriter,
     pub state: ExecState,
     pub node: Node,
@@ -100,7 +117,12 @@ pub struct World {
     pub stamp: Stamp,
     pub sessions: BTreeMap<u64, Session>,
     pub payload_max: usize,
+    /// Records of all sealed groups.
+    pub log: Vec<u8>,
+    /// Compares the whole store around every detour. Dear on large ones.
+    pub careful: bool,
     /// Commands ended by each kind of detour, to show that the detours were taken.
+    missed: Vec<Miss>,
     pub misses: u64,
     pub slices: u64,
     pub groups: u64,
@@ -108,10 +130,16 @@ pub struct World {
 
 impl World {
     pub fn new() -> World {
+        World::over(ModelStore::new(SHARDS))
+    }
+}
+
+impl<S: TestStore> World<S> {
+    pub fn over(store: S) -> World<S> {
         let mut settings = BTreeMap::new();
         settings.insert("timeout".to_string(), "0".to_string());
         World {
-            store: ModelStore::new(SHARDS),
+            store,
             writer: RecordWriter::new(),
             state: ExecState::new(1),
             node: Node { settings, now_ms: 1_700_000_000_000, ..Node::default() },
@@ -120,6 +148,9 @@ impl World {
             stamp: Stamp(1),
             sessions: BTreeMap::new(),
             payload_max: PAYLOAD_MAX,
+            log: Vec::new(),
+            careful: true,
+            missed: Vec::new(),
             misses: 0,
             slices: 0,
             groups: 0,
@@ -139,16 +170,33 @@ impl World {
                 open = !record.expect("whole records").1;
             }
             assert!(!open, "a group ends with a whole transaction");
+            self.log.extend_from_slice(self.writer.bytes());
             self.writer.clear();
             self.stamp.0 += 1;
             self.groups += 1;
         }
     }
 
+    /// Seals and commits everything.
+    pub fn commit(&mut self) {
+        self.seal();
+        self.store.commit(self.stamp);
+        self.stamp.0 += 1;
+    }
+
+    fn picture(&mut self) -> (String, Vec<u8>, u32) {
+        if !self.careful {
+            return Default::default();
+        }
+        let store = self.store.picture();
+        self.store.release();
+        (store, self.writer.bytes().to_vec(), self.writer.transactions())
+    }
+
     pub fn engine<R>(&mut self, with: impl FnOnce(&mut Engine<'_>) -> R) -> R {
         let mut view = NodeView { node: &mut self.node, others: &self.sessions };
         with(&mut Engine {
-            store: &mut self.store,
+            store: self.store.shards(),
             writer: &mut self.writer,
             stamp: self.stamp,
             now: self.now,
@@ -164,15 +212,15 @@ impl World {
     pub fn run_once(&mut self, id: u64, args: &OwnedArgs, out: &mut Vec<u8>) -> Outcome {
         let required = self.node.password.is_some();
         let mut session = self.sessions.remove(&id).unwrap_or_else(|| Session::new(id, !required));
-        let before = (self.store.picture(), self.writer.bytes().to_vec(), self.writer.transactions());
+        let records = (self.writer.len(), self.writer.transactions());
         let out_len = out.len();
         let outcome = self.engine(|engine| execute(&mut session, args.view(), engine, out));
         self.sessions.insert(id, session);
         let detour =
             matches!(outcome, Outcome::Miss(_) | Outcome::Held | Outcome::GroupFull | Outcome::Wait(_));
         if detour {
-            let after = (self.store.picture(), self.writer.bytes().to_vec(), self.writer.transactions());
-            assert_eq!(before, after, "{args:?} changed something before {outcome:?}");
+            let after = (self.writer.len(), self.writer.transactions());
+            assert_eq!(records, after, "{args:?} pushed something before {outcome:?}");
         }
         if detour || matches!(outcome, Outcome::Again { .. }) {
             assert_eq!(out.len(), out_len, "{args:?} answered before {outcome:?}");
@@ -183,18 +231,31 @@ impl World {
     /// Runs a command to its end, through every detour.
     pub fn run(&mut self, id: u64, args: &OwnedArgs) -> (Vec<u8>, Outcome) {
         let mut out = b"prefix".to_vec();
+        let mut before = self.picture();
         let outcome = loop {
-            match self.run_once(id, args, &mut out) {
+            let outcome = self.run_once(id, args, &mut out);
+            if matches!(outcome, Outcome::Miss(_) | Outcome::Held | Outcome::GroupFull) && self.careful {
+                // Looking at everything lets go of the pages.
+                assert!(before == self.picture(), "{args:?} changed something before {outcome:?}");
+            }
+            match outcome {
                 Outcome::Miss(miss) => {
-                    assert!(self.store.held.insert(miss.page), "a page in memory does not miss");
+                    self.missed.push(miss);
+                    let missed = self.missed.clone();
+                    missed.into_iter().for_each(|miss| self.store.bring(miss));
+                    assert!(self.missed.len() < 10_000, "a command gets further with each run");
                     self.misses += 1;
                 }
                 Outcome::GroupFull => {
                     assert!(!self.writer.is_empty(), "an empty group is not full");
                     self.seal();
+                    before = self.picture();
+                    self.missed.clear();
                 }
                 Outcome::Again { .. } => {
-                    self.store.held.clear();
+                    self.store.release();
+                    self.missed.clear();
+                    before = self.picture();
                     self.slices += 1;
                 }
                 Outcome::Wait(request) => {
@@ -204,13 +265,19 @@ impl World {
                 other => break other,
             }
         };
-        self.store.held.clear();
+        self.store.release();
+        self.missed.clear();
         if matches!(outcome, Outcome::Close { .. }) {
             self.sessions.remove(&id);
             self.state.forget(id);
         }
         assert_eq!(&out[..6], b"prefix");
         (out.split_off(6), outcome)
+    }
+
+    /// Runs a command for what it does.
+    pub fn send(&mut self, id: u64, args: &OwnedArgs) {
+        let _ = self.run(id, args);
     }
 
     /// Runs a command given as words and shows its reply.

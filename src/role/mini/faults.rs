@@ -86,6 +86,7 @@ impl World {
                 let pause = self.rng.between(10, 500);
                 self.at(pause, Event::Restart { node });
             }
+            64..72 => self.take_over(),
             _ => {
                 let force = self.rng.chance(0.3);
                 let alone = self.plan.lossy && self.rng.chance(0.3);
@@ -102,6 +103,19 @@ impl World {
                     self.command(rival, command);
                 }
             }
+        }
+    }
+
+    /// The leader is cut off from everybody, and an operator forces its replacement at once.
+    fn take_over(&mut self) {
+        let leader = self.nodes.iter().position(|n| n.machine.as_ref().is_some_and(RoleMachine::serving));
+        let Some(leader) = leader.filter(|_| self.nodes.len() > 2) else { return };
+        for peer in (0..self.nodes.len()).filter(|peer| *peer != leader) {
+            (self.cut[leader][peer], self.cut[peer][leader]) = (true, true);
+        }
+        let node = (leader + 1 + self.rng.below(self.nodes.len() as u64 - 1) as usize) % self.nodes.len();
+        if self.nodes[node].machine.is_some() {
+            self.command(node, Command::Failover { dry_run: false, alone: false, force: true });
         }
     }
 

@@ -4,6 +4,7 @@
 mod faults;
 mod net;
 mod oracle;
+mod stories;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -211,10 +212,10 @@ impl World {
             world.nodes[node].run == run && world.nodes[node].machine.is_some()
         };
         match event {
-            Event::Deliver { to, from, life, message } => {
-                if self.nodes[to].machine.is_some() && !self.cut[from][to] {
-                    self.deliver(to, from, life, message);
-                }
+            Event::Deliver { to, from, life, message }
+                if self.nodes[to].machine.is_some() && !self.cut[from][to] =>
+            {
+                self.deliver(to, from, life, message);
             }
             Event::Tick { node, run } if alive(self, node, run) => {
                 self.input(node, Input::Tick);
@@ -243,11 +244,11 @@ impl World {
                 self.input(node, Input::Truncated { ticket });
             }
             Event::Control { node, run } if alive(self, node, run) => self.control_written(node),
-            Event::PeerUp { node, peer } => {
-                if self.nodes[node].machine.is_some() && self.nodes[peer].machine.is_some() {
-                    let incarnation = self.nodes[peer].life;
-                    self.input(node, Input::PeerUp { node: self.nodes[peer].id, incarnation });
-                }
+            Event::PeerUp { node, peer }
+                if self.nodes[node].machine.is_some() && self.nodes[peer].machine.is_some() =>
+            {
+                let incarnation = self.nodes[peer].life;
+                self.input(node, Input::PeerUp { node: self.nodes[peer].id, incarnation });
             }
             Event::PeerDown { node, peer, process_gone } => {
                 let gone = self.nodes[peer].machine.is_none();

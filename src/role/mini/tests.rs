@@ -49,6 +49,8 @@ enum Shows {
     Unsafe,
     /// The same, but only under forced, lossy commands.
     UnsafeWhenForced,
+    /// An oracle sees it soonest in a small cluster that loses a disk.
+    UnsafeWhenWiped,
     /// An oracle sees it soonest when operators ask two nodes at once.
     UnsafeInDuels,
     /// The cluster never recovers, or the machine's own assertions stop it first.
@@ -63,8 +65,11 @@ fn finds(bug: Bug, shows: Shows) {
     let _bug = plant(bug);
     let found = (0..6000).find_map(|seed| {
         let mut plan = Plan { lossy: shows == Shows::UnsafeWhenForced, ..plan(seed) };
+        if shows == Shows::UnsafeWhenWiped {
+            (plan.wipes, plan.nodes) = (true, 3);
+        }
         if shows == Shows::UnsafeInDuels {
-            (plan.duels, plan.fault_ms) = (true, 250);
+            (plan.duels, plan.nodes) = (true, 3);
         }
         let outcome = std::panic::catch_unwind(|| run(seed, plan).map(|_| ()));
         match outcome {
@@ -92,7 +97,7 @@ finds! {
     finds_a_reported_promise: ReportPromisedTerm, Unsafe;
     finds_terms_ordered_by_number: OrderTermsByNumberOnly, UnsafeInDuels;
     finds_acks_after_a_promise: AckAfterPromise, Unsafe;
-    finds_a_wiped_voter: CountWipedOrBuildingNode, Unsafe;
+    finds_a_wiped_voter: CountWipedOrBuildingNode, UnsafeWhenWiped;
     finds_a_single_control_slot: OneSlotControlFallback, Unsafe;
     finds_frames_judged_by_the_promise: JudgeFramesByPromisedTerm, Stuck;
     finds_an_ignored_session_term: IgnoreSessionTerm, Unsafe;

@@ -1,6 +1,7 @@
 //! The store against a model, under misses everywhere, rollbacks, crashes, decay and damage.
 
 mod damage;
+mod races;
 mod shape;
 mod world;
 
@@ -16,10 +17,11 @@ proptest! {
         seed: u64,
         cache_pages in prop::sample::select(vec![0usize, 1, 3, 40]),
         keys in prop::sample::select(vec![20u64, 200, 2000]),
+        long_keys: bool,
         crashes: bool,
         rollbacks: bool,
     ) {
-        let mut world = World::new(seed, Shape { cache_pages, keys, crashes, rollbacks });
+        let mut world = World::new(seed, Shape { cache_pages, keys, long_keys, crashes, rollbacks });
         for _ in 0..3000 {
             world.step();
         }

@@ -14,7 +14,7 @@ fn key(n: u32) -> Vec<u8> {
 }
 
 fn world(cache_pages: usize) -> World {
-    World::new(9, Shape { cache_pages, keys: 1, crashes: false, rollbacks: false })
+    World::new(9, Shape { cache_pages, ..Shape::default() })
 }
 
 fn level(world: &World) -> u8 {
@@ -193,4 +193,6 @@ fn back_pressure_counts_active_and_frozen_deltas() {
     assert_eq!(world.store.memory().frozen_bytes + world.store.memory().delta_bytes, 0);
     assert_eq!(world.digests.len(), 1);
     assert_ne!(world.store.root(SHARD).1, Digest::ZERO);
+    while let MergeStep::Working = world.store.merge_step(1) {}
+    assert!(world.store.rubbish.is_empty(), "an idle store has dropped its finished deltas");
 }

@@ -117,8 +117,16 @@ pub fn page_of(file: &[u8], page: PageNo) -> &[u8] {
 pub struct Shape {
     pub cache_pages: usize,
     pub keys: u64,
+    /// Mostly keys with a long common prefix: few children per inner page.
+    pub long_keys: bool,
     pub crashes: bool,
     pub rollbacks: bool,
+}
+
+impl Default for Shape {
+    fn default() -> Shape {
+        Shape { cache_pages: 4, keys: 1, long_keys: false, crashes: false, rollbacks: false }
+    }
 }
 
 pub struct World {
@@ -195,7 +203,8 @@ impl World {
     fn key(&mut self) -> Vec<u8> {
         let n = self.rng.below(self.shape.keys);
         let mut key = Vec::new();
-        match n % 8 {
+        let kind = if self.shape.long_keys && n % 8 > 2 { 0 } else { n % 8 };
+        match kind {
             0 => meta_key(&[&[b'p'; 3000][..], &n.to_be_bytes()].concat(), &mut key),
             1 | 2 => {
                 prefix(b"collection", &mut key);
@@ -316,6 +325,11 @@ impl World {
         self.log_one(shard, Rec::Delete { key });
     }
 
+    pub fn delete_range(&mut self, shard: ShardId, start: Vec<u8>, end: Vec<u8>) {
+        self.store.delete_range(shard, &start, &end, self.stamp);
+        self.log_one(shard, Rec::Range { start, end });
+    }
+
     /// A checkpoint of one shard, with everything that follows from it.
     pub fn checkpoint_now(&mut self, shard: ShardId) {
         self.checkpoint(shard);
@@ -335,8 +349,7 @@ impl World {
             let low = self.rng.below(self.shape.keys);
             start.extend_from_slice(&low.to_be_bytes());
             end.extend_from_slice(&(low + 1 + self.rng.below(self.shape.keys)).to_be_bytes());
-            self.store.delete_range(shard, &start, &end, self.stamp);
-            self.log_one(shard, Rec::Range { start, end });
+            self.delete_range(shard, start, end);
         }
         self.check_count(shard);
     }
@@ -436,7 +449,7 @@ impl World {
         }
     }
 
-    fn grow(&mut self, to_pages: u64) {
+    pub fn grow(&mut self, to_pages: u64) {
         self.disk.grow(to_pages);
         self.store.pages_grown(to_pages);
     }
@@ -504,6 +517,11 @@ impl World {
             let Some(slot) = Slot::decode(bytes, CLUSTER, SHARDS).unwrap() else { continue };
             for root in slot.roots.iter().flatten().filter(|root| !root.is_empty()) {
                 reach(&self.disk.durable, root.page, root.level, root.digest, &mut self.protected);
+                let bytes = page_of(&self.disk.durable, root.page);
+                assert!(
+                    root.level == 0 || page::count(bytes) > 1,
+                    "a root with a single child gives way to it"
+                );
             }
         }
         for page in &self.protected {
@@ -603,6 +621,19 @@ impl World {
             }
         }
         self.protect();
+        let mut current = BTreeSet::new();
+        for root in self.store.shards.iter().map(|s| s.roots[0]).filter(|root| !root.is_empty()) {
+            self.reach_one(&root, &mut current);
+        }
+        let garbage: usize = self.store.shards.iter().flat_map(|s| &s.garbage).map(|(_, p)| p.len()).sum();
+        assert_eq!(
+            current.len() + garbage,
+            self.protected.len(),
+            "older roots' own pages are garbage in waiting"
+        );
+        let (pages, free) = self.store.file_pages();
+        assert_eq!(pages, (self.disk.now.len() / PAGE_BYTES) as u64);
+        assert_eq!(1 + free + self.protected.len() as u64, pages);
     }
 
     fn redo(&mut self) {
@@ -662,7 +693,7 @@ impl World {
 
     /// A node with a large cache and large slices that replays the log must get the same roots.
     pub fn check_against_replay(&mut self) {
-        let shape = Shape { cache_pages: 4096, keys: 1, crashes: false, rollbacks: false };
+        let shape = Shape { cache_pages: 4096, ..Shape::default() };
         let mut other = World::new(self.rng.next_u64(), shape);
         other.log.clone_from(&self.log);
         other.committed = other.log.len();
