@@ -52,10 +52,18 @@ enum Wanted {
 
 #[derive(Debug)]
 enum Phase {
-    Idle { until: Mono },
-    Dialing { token: u64 },
+    Idle {
+        until: Mono,
+    },
+    Dialing {
+        token: u64,
+    },
     /// Connected; requests flow.
-    Ready { conn: ConnId, next: Mono, leaving: bool },
+    Ready {
+        conn: ConnId,
+        next: Mono,
+        leaving: bool,
+    },
 }
 
 /// What a client is for.
@@ -145,7 +153,16 @@ impl ClientHost {
             })
             .collect();
         let world = world.clone();
-        ClientHost { host, seam, world, clients, by_conn: BTreeMap::new(), rng, events: Vec::new(), next_token: 0 }
+        ClientHost {
+            host,
+            seam,
+            world,
+            clients,
+            by_conn: BTreeMap::new(),
+            rng,
+            events: Vec::new(),
+            next_token: 0,
+        }
     }
 
     /// One turn of the host: answers in, requests out.
@@ -177,7 +194,10 @@ impl ClientHost {
     fn handle(&mut self, event: Event, now: Mono, shared: &mut Shared) {
         match event {
             Event::Connected { token, result } => {
-                let client = self.clients.iter().position(|c| matches!(c.phase, Phase::Dialing { token: t } if t == token));
+                let client = self
+                    .clients
+                    .iter()
+                    .position(|c| matches!(c.phase, Phase::Dialing { token: t } if t == token));
                 match (client, result) {
                     (Some(i), Ok(conn)) => self.connected(i, conn, now, shared),
                     (Some(i), Err(_)) => self.go_elsewhere(i, now, shared),
@@ -394,7 +414,9 @@ impl ClientHost {
                 let shown: Vec<Option<u64>> = values.iter().map(|v| v.text().and_then(number)).collect();
                 let read = matches!(values[0], Value::Bulk(_) | Value::Null);
                 if read && shown.windows(2).any(|pair| pair[0] != pair[1]) {
-                    shared.problems.push(format!("a transaction read half of another one: {shown:?} at {}", now.0));
+                    shared
+                        .problems
+                        .push(format!("a transaction read half of another one: {shown:?} at {}", now.0));
                 }
                 for (id, value) in ids.into_iter().zip(&values) {
                     self.answered(i, id, value, now, shared);
@@ -433,8 +455,8 @@ impl ClientHost {
                 let word = text.split(|b| *b == b' ').next().unwrap_or_default();
                 match word {
                     b"UNKNOWN" => Outcome::Doubt,
-                    b"READONLY" | b"NOREPLICAS" | b"MISCONF" | b"LOADING" | b"CLUSTERDOWN" | b"MASTERDOWN" | b"OOM"
-                    | b"EXECABORT" | b"IOERR" => Outcome::Refused,
+                    b"READONLY" | b"NOREPLICAS" | b"MISCONF" | b"LOADING" | b"CLUSTERDOWN"
+                    | b"MASTERDOWN" | b"OOM" | b"EXECABORT" | b"IOERR" => Outcome::Refused,
                     _ => {
                         let text = String::from_utf8_lossy(text).into_owned();
                         shared.problems.push(format!("an answer that nothing explains: {text}"));

@@ -47,7 +47,14 @@ pub struct History {
 
 impl History {
     pub fn call(&mut self, client: usize, key: usize, kind: Kind, now: u64) -> usize {
-        self.operations.push(Operation { key, client, kind, call: now, ret: u64::MAX, outcome: Outcome::Doubt });
+        self.operations.push(Operation {
+            key,
+            client,
+            kind,
+            call: now,
+            ret: u64::MAX,
+            outcome: Outcome::Doubt,
+        });
         self.operations.len() - 1
     }
 
@@ -234,7 +241,8 @@ impl<'a> Search<'a> {
             return None;
         }
         // An effect that the next operation overwrites unseen might as well not have happened.
-        let blind = matches!(operation.kind, Kind::Set(_)) || (operation.kind == Kind::Del && !definite(operation));
+        let blind =
+            matches!(operation.kind, Kind::Set(_)) || (operation.kind == Kind::Del && !definite(operation));
         if doubtful && blind {
             return None;
         }
@@ -262,7 +270,10 @@ impl<'a> Search<'a> {
             .operations
             .iter()
             .filter(|o| o.call <= blocked.ret && o.ret >= blocked.call.saturating_sub(500_000_000))
-            .filter(|o| definite(o) || value(o).is_some_and(|v| Some(v) == value(&blocked) || Some(v) == self.best_state))
+            .filter(|o| {
+                definite(o)
+                    || value(o).is_some_and(|v| Some(v) == value(&blocked) || Some(v) == self.best_state)
+            })
             .map(|o| format!("  {o:?}"))
             .collect();
         near[near.len().saturating_sub(40)..].join("\n")
@@ -291,7 +302,8 @@ mod tests {
     #[test]
     fn good_histories_have_an_explanation() {
         history(&[(Set(1), 0, 5, Done(None)), (Get, 6, 7, Done(Some(1)))]).unwrap();
-        history(&[(Set(1), 0, 9, Done(None)), (Get, 1, 2, Done(Some(1))), (Get, 3, 4, Done(Some(1)))]).unwrap();
+        history(&[(Set(1), 0, 9, Done(None)), (Get, 1, 2, Done(Some(1))), (Get, 3, 4, Done(Some(1)))])
+            .unwrap();
         history(&[(Set(1), 0, 1, Doubt), (Get, 2, 3, Done(None)), (Get, 50, 51, Done(Some(1)))]).unwrap();
         history(&[(Incr, 0, 1, Doubt), (Incr, 0, 1, Doubt), (Incr, 5, 6, Done(Some(3)))]).unwrap();
         history(&[(Set(1), 0, 1, Doubt), (Del, 2, 3, Done(Some(1))), (Get, 4, 5, Done(None))]).unwrap();

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use baton::base::{AlignedBuf, ClusterId, Digest, Lsn, NodeId, Term};
 use baton::io::sim::{HostId, World};
-use baton::record::key::{Meta, split};
 use baton::record::Record;
+use baton::record::key::{Meta, split};
 use baton::wal::{FrameScan, Geometry, LogFile, LogReader};
 
 /// Segment files of a host, each read once.
@@ -21,11 +21,9 @@ struct Disk<'a> {
 impl LogReader for Disk<'_> {
     fn segments(&mut self) -> io::Result<Vec<u64>> {
         let names = self.world.files(self.host);
-        let numbers = names.iter().filter_map(|path| {
-            match LogFile::parse(path.file_name()?.to_str()?)? {
-                LogFile::Segment(number) => Some(number),
-                LogFile::Spare(_) => None,
-            }
+        let numbers = names.iter().filter_map(|path| match LogFile::parse(path.file_name()?.to_str()?)? {
+            LogFile::Segment(number) => Some(number),
+            LogFile::Spare(_) => None,
         });
         let mut numbers: Vec<u64> = numbers.collect();
         numbers.sort_unstable();
@@ -101,10 +99,13 @@ impl Logs {
             self.checked += 1;
             order.end = header.end();
             order.frames.insert(header.first, header.digest);
-            let (digest, by) = *self.frames.entry((header.term, header.first)).or_insert((header.digest, node));
+            let (digest, by) =
+                *self.frames.entry((header.term, header.first)).or_insert((header.digest, node));
             if digest != header.digest {
                 let (term, at) = (header.term, header.first);
-                return Err(format!("two truths at {at} of term {term}: nodes {by} and {node} hold other bytes"));
+                return Err(format!(
+                    "two truths at {at} of term {term}: nodes {by} and {node} hold other bytes"
+                ));
             }
             if header.end() <= committed {
                 let (digest, by) = *self.committed.entry(header.first).or_insert((header.digest, node));

@@ -335,12 +335,15 @@ impl Run {
             match (operation.outcome, count) {
                 (Outcome::Done(_), 1) | (Outcome::Doubt | Outcome::Weak, 0 | 1) | (Outcome::Refused, 0) => {}
                 (outcome, count) => {
-                    return Err(format!("{operation:?}: told {outcome:?}, but stands {count} times in the log"));
+                    return Err(format!(
+                        "{operation:?}: told {outcome:?}, but stands {count} times in the log"
+                    ));
                 }
             }
         }
         for key in REGISTERS..PAIR {
-            let acked = self.shared.history.operations.iter().filter(|o| o.key == key && o.kind == Kind::Incr);
+            let acked =
+                self.shared.history.operations.iter().filter(|o| o.key == key && o.kind == Kind::Incr);
             for operation in acked {
                 let Outcome::Done(seen) = operation.outcome else { continue };
                 if !changes(key).iter().any(|c| c.value == seen) {
