@@ -28,8 +28,8 @@ enum Phase {
     Dialing(Dialer),
     Accepting(Acceptor),
     Up(Session),
-    /// Told goodbye; waits for its last bytes to leave.
-    Closing,
+    /// Goodbye was said by one side; waits for its end. With the session that stood, if one did.
+    Closing(Option<Session>),
 }
 
 #[derive(Debug)]
@@ -220,7 +220,7 @@ impl Links {
     ) {
         let Some(link) = self.links.get_mut(&conn) else { return };
         link.heard = now;
-        if matches!(link.phase, Phase::Closing) {
+        if matches!(link.phase, Phase::Closing(_)) {
             return;
         }
         if let Err(error) = link.decoder.push(bytes) {
@@ -234,12 +234,12 @@ impl Links {
                 Err(error) => return self.fail(seam, conn, now, error.to_string()),
             };
             match &link.phase {
-                Phase::Closing => return,
+                Phase::Closing(_) => return,
                 Phase::Up(session) => {
                     if let Message::Goodbye { reason, text } = &envelope.message {
                         tracing::info!(peer = %session.peer.node, ?reason, text, "peer said goodbye");
                         seam.submit(Op::Close { conn });
-                        link.phase = Phase::Closing;
+                        link.phase = Phase::Closing(Some(*session));
                         return;
                     }
                     out.push(LinkEvent::Message { conn, session: *session, envelope });
@@ -295,7 +295,7 @@ impl Links {
                     dial.last_error = Some(error.to_string());
                     dial.wait = REDIAL_MAX;
                 }
-                link.phase = Phase::Closing;
+                link.phase = Phase::Closing(None);
                 if let Some(message) = send {
                     self.send_stamped(seam, conn, now, &own, &message);
                 }
@@ -342,7 +342,7 @@ impl Links {
         if let Some(link) = self.links.get_mut(&conn) {
             link.outbox.sent(data);
             link.outbox.pump(seam, token::SEND);
-            if matches!(link.phase, Phase::Closing) {
+            if matches!(link.phase, Phase::Closing(_)) {
                 self.close_when_sent(seam, conn);
             }
         }
@@ -365,6 +365,8 @@ impl Links {
                 let process_gone = matches!(reason, CloseReason::Finished | CloseReason::Reset);
                 Some(LinkEvent::Down { conn, session, process_gone })
             }
+            // A goodbye comes from a process that lives: its end proves nothing about what it may still do.
+            Phase::Closing(Some(session)) => Some(LinkEvent::Down { conn, session, process_gone: false }),
             _ => None,
         }
     }

@@ -78,8 +78,9 @@ impl<S: Seam> Node<S> {
         if self.streams.fetch.as_ref().is_some_and(|f| f.conn == Some(conn)) {
             self.fetch_failed(FastForwardFailure::Unreachable);
         }
-        // Another link to the same process may stand; a process that let go lets go of all of them.
-        if process_gone || self.links.any_to(node).is_none() {
+        // A process that dies lets go of all its links. As long as one stands, the end of another is a decision that a
+        // living process took, and proves nothing (protocol 2.10).
+        if self.links.any_to(node).is_none() {
             self.tell_role(Input::PeerDown { node, process_gone });
         }
     }
