@@ -164,7 +164,7 @@ pub struct Init {
     pub member: Vec<String>,
 }
 
-#[derive(ClapArgs, Debug, Default)]
+#[derive(ClapArgs, Clone, Debug, Default)]
 pub struct Run {
     /// Role asked for: a request, never an order, once a cluster exists
     #[arg(short = 'M', long = "role", value_name = "ROLE", value_enum)]
@@ -177,7 +177,7 @@ pub struct Run {
     pub background: bool,
 }
 
-#[derive(ClapArgs, Debug)]
+#[derive(ClapArgs, Clone, Debug)]
 pub struct Start {
     #[command(flatten)]
     pub run: Run,
