@@ -15,6 +15,8 @@ use baton::node::{BootError, BootOptions, InitOptions, Node, StartRole, Turn, in
 use baton::resp::{ReplyLimits, ReplyParser};
 use serde_json::Value;
 
+use super::watch;
+
 pub const CLIENT_PORT: u16 = 7379;
 pub const PEER_PORT: u16 = 8379;
 
@@ -102,6 +104,7 @@ impl Cluster {
         machine.exit = None;
         machine.start_at = None;
         let seam = self.world.seam(machine.host);
+        let _told = watch::node(node, self.world.now());
         let options = BootOptions { role, checkpoint_bytes: 512 << 10, ..BootOptions::new(machine.config.clone()) };
         match Node::boot(seam, options) {
             Ok(mut up) => match up.listen() {
@@ -193,6 +196,7 @@ impl Cluster {
         let machine = &mut self.machines[usize::from(number) - 1];
         let host = machine.host;
         let Some(node) = &mut machine.node else { return };
+        let _told = watch::node(number, self.world.now());
         match node.turn() {
             Turn::Until(deadline) => self.world.wake_at(host, Some(deadline)),
             Turn::Exit(code) => {
@@ -221,6 +225,7 @@ impl Cluster {
         let reply = Box::new(move |response| drop(sender.send(response)));
         let machine = &mut self.machines[usize::from(node) - 1];
         let host = machine.host;
+        let _told = watch::node(node, self.world.now());
         machine.node.as_mut()?.admin_request(request, reply);
         let now = self.world.local_now(host);
         self.world.wake_at(host, Some(now));
