@@ -61,11 +61,17 @@ impl Outbox {
     }
 
     /// Appends a head and shared slices: the log frames travel from the one buffer that also went to the disk.
-    pub fn append_shared(&mut self, head: Vec<u8>, slices: Vec<SharedSlice>) {
-        assert!(slices.len() <= SLICES_PER_SEND);
-        let data = Outgoing::Shared { head, slices };
-        self.queued_bytes += data.len();
-        self.queue.push_back(data);
+    pub fn append_shared(&mut self, mut head: Vec<u8>, slices: Vec<SharedSlice>) {
+        let mut slices = slices.into_iter().peekable();
+        loop {
+            let some = slices.by_ref().take(SLICES_PER_SEND).collect();
+            let data = Outgoing::Shared { head: std::mem::take(&mut head), slices: some };
+            self.queued_bytes += data.len();
+            self.queue.push_back(data);
+            if slices.peek().is_none() {
+                return;
+            }
+        }
     }
 
     /// Starts the next send if none is under way.
@@ -102,6 +108,3 @@ impl Outbox {
         !self.sending && self.queue.is_empty()
     }
 }
-
-/// Slices that fit into one send.
-pub const SLICES_MAX: usize = SLICES_PER_SEND;
