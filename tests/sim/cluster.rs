@@ -113,7 +113,7 @@ impl Cluster {
             },
             Err((BootError::Locked, _)) => self.later(node, 20),
             // A disk that fails or hangs while the node starts: it starts again later.
-            Err((BootError::Io { .. }, _)) => self.later(node, 200),
+            Err((BootError::Io { .. } | BootError::Log(_), _)) => self.later(node, 200),
             Err((error, _)) => {
                 self.problems.push(format!("node {node} does not start: {error}"));
                 self.later(node, 1000);
