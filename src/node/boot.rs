@@ -122,7 +122,10 @@ impl<S: Seam> Node<S> {
         let config = options.config.clone();
         let folder = Folder::new(&config.data);
         let control_paths = folder.control();
-        let here = seam.list(folder.root()).unwrap_or_default();
+        let here = match seam.list(folder.root()) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("reading the data folder")(e)),
+            listed => listed.unwrap_or_default(),
+        };
         if !here.iter().any(|name| name.starts_with("control.")) {
             return Err(BootError::NotInitialised { path: folder.root().display().to_string() });
         }

@@ -15,6 +15,8 @@ use baton::node::{BootError, BootOptions, InitOptions, Node, StartRole, Turn, in
 use baton::resp::{ReplyLimits, ReplyParser};
 use serde_json::Value;
 
+use super::watch;
+
 pub const CLIENT_PORT: u16 = 7379;
 pub const PEER_PORT: u16 = 8379;
 
@@ -88,16 +90,7 @@ impl Cluster {
         }
         let client_host = world.add_host(ip(100));
         let client = world.seam(client_host);
-        let mut cluster = Cluster {
-            world,
-            machines,
-            client_host,
-            client,
-            client_events: Vec::new(),
-            problems: Vec::new(),
-            ended: Vec::new(),
-            next_op: 0,
-        };
+        let mut cluster = Cluster { world, machines, client_host, client, client_events: Vec::new(), problems: Vec::new(), ended: Vec::new(), next_op: 0 };
         for node in 1..=nodes {
             let role = (node == 1).then_some(StartRole::Primary);
             cluster.start(node, role);
@@ -111,8 +104,8 @@ impl Cluster {
         machine.exit = None;
         machine.start_at = None;
         let seam = self.world.seam(machine.host);
-        let options =
-            BootOptions { role, checkpoint_bytes: 512 << 10, ..BootOptions::new(machine.config.clone()) };
+        let _told = watch::node(node, self.world.now());
+        let options = BootOptions { role, checkpoint_bytes: 512 << 10, ..BootOptions::new(machine.config.clone()) };
         match Node::boot(seam, options) {
             Ok(mut up) => match up.listen() {
                 Ok(_) => machine.node = Some(up),
@@ -120,7 +113,7 @@ impl Cluster {
             },
             Err((BootError::Locked, _)) => self.later(node, 20),
             // A disk that fails or hangs while the node starts: it starts again later.
-            Err((BootError::Io { .. }, _)) => self.later(node, 200),
+            Err((BootError::Io { .. } | BootError::Log(_), _)) => self.later(node, 200),
             Err((error, _)) => {
                 self.problems.push(format!("node {node} does not start: {error}"));
                 self.later(node, 1000);
@@ -203,6 +196,7 @@ impl Cluster {
         let machine = &mut self.machines[usize::from(number) - 1];
         let host = machine.host;
         let Some(node) = &mut machine.node else { return };
+        let _told = watch::node(number, self.world.now());
         match node.turn() {
             Turn::Until(deadline) => self.world.wake_at(host, Some(deadline)),
             Turn::Exit(code) => {
@@ -231,6 +225,7 @@ impl Cluster {
         let reply = Box::new(move |response| drop(sender.send(response)));
         let machine = &mut self.machines[usize::from(node) - 1];
         let host = machine.host;
+        let _told = watch::node(node, self.world.now());
         machine.node.as_mut()?.admin_request(request, reply);
         let now = self.world.local_now(host);
         self.world.wake_at(host, Some(now));
@@ -281,8 +276,7 @@ impl Cluster {
                 match event {
                     Event::Received { conn: c, bytes } if c == conn => {
                         reply.extend_from_slice(&bytes);
-                        let whole =
-                            ReplyParser::new().parse(&reply, &ReplyLimits::default()).expect("a reply");
+                        let whole = ReplyParser::new().parse(&reply, &ReplyLimits::default()).expect("a reply");
                         if whole == Some(reply.len()) {
                             return Some(reply);
                         }

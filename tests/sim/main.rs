@@ -7,6 +7,7 @@ mod logs;
 mod operator;
 mod run;
 mod seeds;
+mod watch;
 
 use std::time::Duration;
 
@@ -68,7 +69,8 @@ fn fresh_seeds_keep_every_promise() {
     let count = number_from("BATON_SIM_SEEDS").unwrap_or(300);
     let threads = number_from("BATON_SIM_THREADS").unwrap_or(2) as usize;
     println!("base seed {base}, {count} seeds");
-    let summary = seeds::run_many(base, count, threads, 1);
+    watch::begin();
+    let summary = seeds::run_many(base, count, threads, number_from("BATON_SIM_FAILURES").unwrap_or(1) as usize);
     println!("{}", summary.line());
     assert!(summary.failures.is_empty(), "seed {} failed", summary.failures[0].seed);
 }

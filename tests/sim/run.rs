@@ -270,7 +270,11 @@ impl Run {
     fn settle(&mut self) -> Result<(), String> {
         self.shared.quiet = true;
         let until = self.cluster.world.now() + Duration::from_millis(1_500);
-        self.go(until)
+        self.go(until)?;
+        for clients in &self.hosts {
+            self.cluster.world.kill(clients.host);
+        }
+        Ok(())
     }
 
     /// Every key is read at the primary once more.
