@@ -65,7 +65,8 @@ pub enum Verb {
 
 const QUICK: Duration = Duration::from_millis(900);
 const FAILOVER_DEFAULT: Duration = Duration::from_secs(30);
-const STOP: Duration = Duration::from_secs(30);
+/// An ordered stop is answered before it is carried out.
+const STOP: Duration = Duration::from_secs(5);
 const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
 impl Failover {
@@ -108,7 +109,7 @@ impl Verb {
     pub fn patience(&self) -> Duration {
         match self {
             Verb::Failover(failover) => failover.timeout() + Duration::from_secs(1),
-            Verb::Stop { .. } => STOP,
+            Verb::Stop { mode: StopMode::Fast } => STOP,
             _ => QUICK,
         }
     }

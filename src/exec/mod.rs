@@ -241,10 +241,11 @@ fn dispatch(
     if queued && spec.flags & flags::NO_MULTI != 0 {
         return reject(id, session, engine, out, errors::NOT_IN_MULTI);
     }
-    // An EXEC is what its commands are.
+    // An EXEC is what its commands are, and with watched keys its answer tells about data in any case.
     let effective = match &session.multi {
-        Some(queue) if spec.name == "exec" && !queue.broken && queue.flags & flags::DATA != 0 => {
-            (spec.flags | queue.flags) & !flags::STALE
+        Some(queue) if spec.name == "exec" && !queue.broken => {
+            let data = queue.flags & flags::DATA != 0 || engine.state.watches.count(session.id) > 0;
+            (spec.flags | queue.flags) & if data { !flags::STALE } else { !0 }
         }
         _ => spec.flags,
     };

@@ -63,7 +63,11 @@ pub fn demo(common: &Common, verb: &Demo) -> Outcome {
     let mut stage = Stage { common, acts: Vec::new() };
     let begin = Instant::now();
     stage.say(&format!("act 1: a cluster of {} nodes in {}", verb.nodes, up.dir.display()));
-    let sandbox = bring_up(&up, &mut |text| render::progress(common, text))?;
+    let sandbox = bring_up(&up, &mut |text| render::progress(common, text)).inspect_err(|_| {
+        if let Ok(half) = Sandbox::open(&up.dir) {
+            let _ = half.down();
+        }
+    })?;
     stage.act(
         "up",
         begin,

@@ -222,6 +222,7 @@ impl Launched {
         patience: Duration,
         tell: &mut dyn FnMut(&str),
     ) -> Result<NodeStatus, Fail> {
+        use NodeState::{Demoting, Promoting, WaitPromoting};
         let begin = Instant::now();
         let end = begin + patience;
         let mut settled = begin + SETTLE;
@@ -229,7 +230,7 @@ impl Launched {
         loop {
             self.still_alive(config)?;
             if let Ok(status) = ask::typed::<NodeStatus>(&config.data, Verb::Status) {
-                let moving = matches!(status.state, NodeState::Promoting | NodeState::Demoting);
+                let moving = matches!(status.state, WaitPromoting | Promoting | Demoting);
                 if status.state == NodeState::Starting {
                     settled = Instant::now() + SETTLE;
                 } else if !moving || Instant::now() >= settled {

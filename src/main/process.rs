@@ -19,6 +19,7 @@ use super::args::Run;
 
 pub const LOG_FOLDER: &str = "log";
 pub const LOG_FILE: &str = "baton.log";
+const LOCK_FILE: &str = "LOCK";
 
 /// A node process that was recognised as ours.
 #[derive(Debug)]
@@ -28,24 +29,24 @@ pub struct Running {
 }
 
 impl Running {
-    /// The process named in the folder's pid file, if it lives and is a baton that runs a node.
+    /// The process named in the folder's pid file, if it lives and runs this folder's node.
     pub fn find(data: &Path) -> Option<Running> {
         let text = fs::read_to_string(data.join(PID_FILE)).ok()?;
-        Running::recognise(text.trim().parse().ok()?)
+        Running::recognise(text.trim().parse().ok()?, data)
     }
 
-    fn recognise(pid: u32) -> Option<Running> {
+    /// The pid may long belong to somebody else, even to another node: only the process that has this folder's lock
+    /// file open is the one.
+    fn recognise(pid: u32, data: &Path) -> Option<Running> {
         let handle = pidfd_open(Pid::from_raw(pid.cast_signed())?, PidfdFlags::empty()).ok()?;
         // The order matters: with the handle open, what /proc shows is the process that the handle holds, or none.
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
-        let exe = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-        let same_exe =
-            std::env::current_exe().is_ok_and(|mine| without_deleted(&exe) == without_deleted(&mine));
-        let named_baton = without_deleted(&exe).file_name().is_some_and(|name| name == "baton");
-        let runs_a_node = words.iter().skip(1).any(|word| *word == b"run");
+        let runs_a_node = command.split(|byte| *byte == 0).skip(1).any(|word| word == b"run");
+        let lock = fs::canonicalize(data).ok()?.join(LOCK_FILE);
+        let mut open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+        let has_lock = open.any(|entry| fs::read_link(entry.path()).is_ok_and(|file| file == lock));
         let running = Running { pid, handle };
-        ((same_exe || named_baton) && runs_a_node && !running.has_exited()).then_some(running)
+        (runs_a_node && has_lock && !running.has_exited()).then_some(running)
     }
 
     pub fn has_exited(&self) -> bool {
@@ -74,12 +75,6 @@ impl Running {
             Err(error) => Err(error.into()),
         }
     }
-}
-
-/// A rebuilt binary leaves its running predecessor with this mark behind its path.
-fn without_deleted(path: &Path) -> PathBuf {
-    let text = path.to_string_lossy();
-    PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(&text))
 }
 
 pub fn log_path(data: &Path) -> PathBuf {
@@ -155,7 +150,8 @@ mod tests {
     fn a_pid_file_of_a_stranger_or_of_nobody_finds_nothing() {
         let folder = tempfile::tempdir().unwrap();
         assert!(Running::find(folder.path()).is_none());
-        // This very test process lives, but it runs no node.
+        // This very test process lives and has the lock file open, but it runs no node.
+        let _lock = File::create(folder.path().join(LOCK_FILE)).unwrap();
         for text in [std::process::id().to_string(), "0".into(), "-5".into(), "x".into(), "4194303".into()] {
             fs::write(folder.path().join(PID_FILE), text).unwrap();
             assert!(Running::find(folder.path()).is_none());

@@ -14,7 +14,7 @@ use crate::resp::{Parse, RequestParser};
 use crate::store::PageNo;
 
 use super::gates::{Level, Need, Replies, Watermarks};
-use super::host::HostView;
+use super::host::{HostView, NoHost};
 use super::outbox::Outbox;
 use super::{Node, token};
 
@@ -22,6 +22,8 @@ use super::{Node, token};
 const COMMANDS_PER_TURN: usize = 512;
 /// How often held replies are checked for having waited too long.
 const TIMEOUT_EVERY: Duration = Duration::from_millis(250);
+/// Entries that one round of active expiry looks at.
+const EXPIRE_BUDGET: usize = 64;
 
 /// Why a client's next command does not run now.
 #[derive(Debug)]
@@ -387,6 +389,36 @@ impl<S: Seam> Node<S> {
         true
     }
 
+    /// Deletes keys whose time is up, a few at a time: each by a record of its own that nobody waits for.
+    pub(super) fn expire_some(&mut self) {
+        let mode = self.mode();
+        if mode != (Mode::Primary { writes: Writes::Open }) {
+            return;
+        }
+        let now = self.clock();
+        let stamp = self.open_stamp();
+        let payload_max = self.log.wal.transaction_bytes_max();
+        let shards = self.control_shards();
+        let mut host = NoHost;
+        let mut engine = Engine {
+            store: &mut self.data.store,
+            writer: self.log.wal.writer(),
+            stamp,
+            now,
+            mode,
+            host: &mut host,
+            state: &mut self.clients.state,
+            shards,
+            payload_max,
+        };
+        let done = exec::expire_cycle(&mut engine, EXPIRE_BUDGET);
+        if let Some(miss) = done.miss {
+            for page in self.data.store.wanted(miss) {
+                self.read_page(page);
+            }
+        }
+    }
+
     /// Everything but an outcome that answers. Says whether the command is over.
     fn not_done(&mut self, client: &mut Client, outcome: Outcome) -> bool {
         match outcome {
@@ -650,6 +682,9 @@ impl<S: Seam> Node<S> {
     /// Serving began: connections that were refused data until now go on.
     pub(super) fn serving_changed(&mut self) {
         self.gates_moved = true;
+        // What a standby's clients watched may have changed under another leader.
+        let stamp = self.open_stamp();
+        self.clients.state.watches.change_all(stamp);
         self.publish_status();
     }
 

@@ -268,28 +268,46 @@ impl Host for HostView<'_> {
         }
     }
 
-    fn extension(&mut self, session: &mut Session, args: Args<'_>, reply: &mut Reply<'_>) -> bool {
-        if args.at(0).eq_ignore_ascii_case(b"baton.commit") {
-            match args.len() {
-                1 => {
-                    let name = session.level.map_or(self.config.commit.name(), |l| l.name());
-                    reply.bulk(name.as_bytes());
-                }
-                2 => match crate::exec::CommitLevel::parse(args.at(1)) {
-                    Some(level) => {
-                        session.level = Some(level);
-                        reply.ok();
-                    }
-                    None => reply.error("ERR level is one of off, local, remote_write, on, remote_apply"),
-                },
-                _ => reply.error("ERR wrong number of arguments for 'baton.commit' command"),
-            }
-            return true;
-        }
+    fn extension(&mut self, _session: &mut Session, args: Args<'_>, reply: &mut Reply<'_>) -> bool {
         if args.at(0).eq_ignore_ascii_case(b"baton.lsn") && args.len() == 1 {
             reply.integer(self.committed.lsn().0 as i64);
             return true;
         }
+        false
+    }
+}
+
+/// A host for work that no client asked for.
+pub struct NoHost;
+
+impl Host for NoHost {
+    fn info(&self, _section: &str, _out: &mut Vec<u8>) {}
+    fn role(&self) -> Role {
+        Role::Master { offset: 0, replicas: Vec::new() }
+    }
+    fn time_us(&self) -> u64 {
+        0
+    }
+    fn visit_clients(&self, _visit: &mut dyn FnMut(&Session, &ClientFacts)) {}
+    fn facts(&self, _session: u64) -> ClientFacts {
+        ClientFacts::default()
+    }
+    fn close_client(&mut self, _session: u64) {}
+    fn password_required(&self) -> bool {
+        true
+    }
+    fn password_ok(&self, _user: &[u8], _password: &[u8]) -> bool {
+        false
+    }
+    fn visit_config(&self, _visit: &mut dyn FnMut(&str, &str)) {}
+    fn config_set(&mut self, name: &str, _value: &str) -> Result<(), String> {
+        Err(format!("{name} cannot be set here"))
+    }
+    fn reset_stats(&mut self) {}
+    fn replicas_acked(&self, _stamp: Stamp) -> u32 {
+        0
+    }
+    fn extension(&mut self, _session: &mut Session, _args: Args<'_>, _reply: &mut Reply<'_>) -> bool {
         false
     }
 }

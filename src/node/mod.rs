@@ -196,7 +196,6 @@ impl<S: Seam> Node<S> {
         self.seam.reap(Some(self.deadline), &mut events);
         self.now = self.seam.now();
         self.metrics.count.loop_turns += 1;
-        self.log_checkpoints();
         for event in events.drain(..) {
             self.handle(event);
         }
@@ -325,6 +324,8 @@ impl<S: Seam> Node<S> {
         self.drive_log();
         self.feed_all();
         self.flush_announcements();
+        // Right behind a seal the open group is empty, which is where a checkpoint record must stand.
+        self.log_checkpoints();
         self.release_gates();
         let applying = self.apply_some();
         if applying || self.log_moved {
@@ -363,6 +364,7 @@ impl<S: Seam> Node<S> {
         self.check_drained();
         self.check_truncated();
         self.client_timers();
+        self.expire_some();
         self.share_roots();
         self.admin_timers();
         if self.disk_full {
@@ -377,7 +379,8 @@ impl<S: Seam> Node<S> {
     }
 
     fn set_deadline(&mut self, more: bool) {
-        let busy = more || !self.role_inputs.is_empty() || self.gates_moved;
+        let sealable = self.executed && self.drain.is_none() && self.log.wal.wants_seal();
+        let busy = more || sealable || !self.role_inputs.is_empty() || self.gates_moved;
         self.deadline = match busy {
             true => self.now,
             false => self.tick_at.min(self.stream_deadline()).min(self.links.deadline(self.now)),

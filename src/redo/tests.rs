@@ -56,67 +56,89 @@ fn make_durable(store: &mut Store, shard: ShardId) {
     }
 }
 
-#[test]
-fn a_frame_is_applied_up_to_a_checkpoint_that_must_wait() {
-    let mut writer = RecordWriter::new();
-    writer.push(term_start());
-    writer.push(Record::Put { shard: S, key: &meta(b"a"), value: b"1", created: true });
-    writer.push(Record::Checkpoint { shard: S, merge_version: MERGE_VERSION });
-    writer.push(Record::Put { shard: S, key: &meta(b"a"), value: b"2", created: false });
-    writer.push(Record::Checkpoint { shard: S, merge_version: MERGE_VERSION });
-    writer.push(Record::Put { shard: S, key: &meta(b"b"), value: b"3", created: true });
-    writer.push(Record::Delete { shard: S, key: &meta(b"a") });
+/// Frames as a primary writes them: a checkpoint record stands in front and names the end of the data before it.
+fn frames(contents: &[&[Record<'_>]]) -> Vec<(Lsn, RecordWriter)> {
+    let mut frames = Vec::new();
+    for (n, records) in contents.iter().enumerate() {
+        let mut writer = RecordWriter::new();
+        records.iter().for_each(|record| writer.push(*record));
+        frames.push((Lsn(8192 + 4096 * n as u64), writer));
+    }
+    frames
+}
 
-    let mut store = store();
-    let redo = Redo::new(&store);
-    let mut cursor = FrameCursor::default();
-    let mut control = 0;
-    let first = Lsn(8192);
-    let mut apply = |store: &mut Store, cursor: &mut FrameCursor| {
-        let mut count = |record: Record<'_>| control += usize::from(record == term_start());
-        redo.apply_frame(store, first, writer.bytes(), cursor, Stamp::COMMITTED, &mut count).unwrap()
-    };
-    assert_eq!(apply(&mut store, &mut cursor), Progress::Stalled(S));
-    assert_eq!(apply(&mut store, &mut cursor), Progress::Stalled(S), "nothing is skipped by asking again");
-    assert_eq!(store.get(S, &meta(b"a")).unwrap().value, Some(&b"2"[..]));
-    assert_eq!(store.get(S, &meta(b"b")).unwrap().value, None);
-    make_durable(&mut store, S);
-    assert_eq!(apply(&mut store, &mut cursor), Progress::Done);
-    assert_eq!(store.get(S, &meta(b"b")).unwrap().value, Some(&b"3"[..]));
-    assert_eq!(store.get(S, &meta(b"a")).unwrap().value, None);
-    assert_eq!(store.count(S).0, 1);
-    assert_eq!(control, 1);
-    // The position of a checkpoint is that of its record.
-    make_durable(&mut store, S);
-    let mut reader = RecordReader::new(writer.bytes());
-    assert_eq!(reader.by_ref().take(4).count(), 4);
-    assert_eq!(store.checkpoint_lsn(S), record_lsn(first, writer.len() - reader.remaining()));
+fn checkpoint(at: u64) -> Record<'static> {
+    Record::Checkpoint { shard: S, merge_version: MERGE_VERSION, at: Lsn(at) }
 }
 
 #[test]
-fn what_a_checkpoint_holds_is_skipped_in_the_middle_of_a_frame() {
-    let mut writer = RecordWriter::new();
-    writer.push(Record::Put { shard: S, key: &meta(b"a"), value: b"1", created: true });
-    writer.push(Record::Put { shard: ShardId(0), key: &meta(b"z"), value: b"1", created: true });
-    writer.push(Record::Checkpoint { shard: S, merge_version: MERGE_VERSION });
-    writer.push(Record::Put { shard: S, key: &meta(b"b"), value: b"2", created: true });
+fn a_frame_waits_for_a_checkpoint_that_is_not_durable_yet() {
+    let (a, b) = (meta(b"a"), meta(b"b"));
+    let log = frames(&[
+        &[term_start(), Record::Put { shard: S, key: &a, value: b"1", created: true }],
+        &[checkpoint(12288), Record::Put { shard: S, key: &a, value: b"2", created: false }],
+        &[
+            checkpoint(16384),
+            Record::Put { shard: S, key: &b, value: b"3", created: true },
+            Record::Delete { shard: S, key: &a },
+        ],
+    ]);
+    let mut store = store();
+    let redo = Redo::new(&store);
+    let mut control = 0;
+    let mut apply = |store: &mut Store, n: usize| {
+        let mut count = |record: Record<'_>| control += usize::from(record == term_start());
+        let mut cursor = FrameCursor::default();
+        let (first, writer) = &log[n];
+        redo.apply_frame(store, *first, writer.bytes(), &mut cursor, Stamp::COMMITTED, &mut count).unwrap()
+    };
+    assert_eq!(apply(&mut store, 0), Progress::Done);
+    assert_eq!(apply(&mut store, 1), Progress::Done);
+    assert_eq!(apply(&mut store, 2), Progress::Stalled(S));
+    assert_eq!(apply(&mut store, 2), Progress::Stalled(S), "nothing is skipped by asking again");
+    assert_eq!(store.get(S, &a).unwrap().value, Some(&b"2"[..]));
+    assert_eq!(store.get(S, &b).unwrap().value, None);
+    make_durable(&mut store, S);
+    assert_eq!(apply(&mut store, 2), Progress::Done);
+    assert_eq!(store.get(S, &b).unwrap().value, Some(&b"3"[..]));
+    assert_eq!(store.get(S, &a).unwrap().value, None);
+    assert_eq!(store.count(S).0, 1);
+    assert_eq!(control, 1);
+    make_durable(&mut store, S);
+    assert_eq!(store.checkpoint_lsn(S), Lsn(16384), "the position is the one that the record names");
+}
+
+#[test]
+fn what_a_checkpoint_holds_is_skipped() {
+    let (a, b, z) = (meta(b"a"), meta(b"b"), meta(b"z"));
+    let log = frames(&[
+        &[
+            Record::Put { shard: S, key: &a, value: b"1", created: true },
+            Record::Put { shard: ShardId(0), key: &z, value: b"1", created: true },
+        ],
+        &[checkpoint(12288), Record::Put { shard: S, key: &b, value: b"2", created: true }],
+    ]);
     let mut store = store();
     let apply = |store: &mut Store| {
-        let mut cursor = FrameCursor::default();
         let redo = Redo::new(store);
-        redo.apply_frame(store, Lsn(4096), writer.bytes(), &mut cursor, Stamp::COMMITTED, &mut |_| {})
-            .unwrap()
+        for (first, writer) in &log {
+            let mut cursor = FrameCursor::default();
+            let done = redo
+                .apply_frame(store, *first, writer.bytes(), &mut cursor, Stamp::COMMITTED, &mut |_| {})
+                .unwrap();
+            assert_eq!(done, Progress::Done);
+        }
     };
-    assert_eq!(apply(&mut store), Progress::Done);
+    apply(&mut store);
     make_durable(&mut store, S);
     let root = store.root(S);
-    // As after a restart, the frame comes again: only what the checkpoint does not hold counts again.
+    // As after a restart, the frames come again: only what the checkpoint does not hold counts again.
     store.clear_shard(ShardId(0), Stamp::COMMITTED);
-    store.delete(S, &meta(b"b"), true, Stamp::COMMITTED);
-    assert_eq!(apply(&mut store), Progress::Done);
+    store.delete(S, &b, true, Stamp::COMMITTED);
+    apply(&mut store);
     assert_eq!((store.count(S).0, store.count(ShardId(0)).0), (2, 1));
     assert_eq!(store.root(S), root);
-    assert!(!store.merging(S));
+    assert!(!store.merging(S), "the checkpoint record itself is not carried out again");
 }
 
 #[test]
@@ -140,7 +162,7 @@ fn impossible_records_are_errors() {
         let result = redo.apply_record(&mut store, record, Lsn(5000), Stamp::COMMITTED);
         assert!(matches!(result, Err(RedoError::Corrupt(_))), "{record:?}");
     }
-    let strange = Record::Checkpoint { shard: S, merge_version: MERGE_VERSION + 1 };
+    let strange = Record::Checkpoint { shard: S, merge_version: MERGE_VERSION + 1, at: Lsn(4096) };
     let unknown = RedoError::UnknownMergeVersion { shard: S, version: MERGE_VERSION + 1 };
     assert_eq!(redo.apply_record(&mut store, strange, Lsn(5000), Stamp::COMMITTED), Err(unknown));
     let elsewhere = Record::ClearShard { shard: ShardId(4) };

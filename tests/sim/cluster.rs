@@ -13,6 +13,7 @@ use baton::io::sim::{Due, HostId, SimConfig, SimSeam, World};
 use baton::io::{ConnId, Event, Op, Outgoing, Seam};
 use baton::node::{BootError, BootOptions, InitOptions, Node, StartRole, Turn, init_on};
 use baton::resp::{ReplyLimits, ReplyParser};
+use serde_json::Value;
 
 pub const CLIENT_PORT: u16 = 7379;
 pub const PEER_PORT: u16 = 8379;
@@ -24,6 +25,7 @@ pub struct Machine {
     pub node: Option<Node<SimSeam>>,
     /// Starts again at this moment.
     pub start_at: Option<Mono>,
+    /// How the last process ended by itself.
     pub exit: Option<u8>,
 }
 
@@ -34,6 +36,10 @@ pub struct Cluster {
     pub client_host: HostId,
     pub client: SimSeam,
     pub client_events: Vec<Event>,
+    /// What no node may do: refuse to start on its own data, for example.
+    pub problems: Vec<String>,
+    /// Nodes whose process ended, by itself or by force, since somebody looked.
+    pub ended: Vec<u16>,
     next_op: u64,
 }
 
@@ -82,8 +88,16 @@ impl Cluster {
         }
         let client_host = world.add_host(ip(100));
         let client = world.seam(client_host);
-        let mut cluster =
-            Cluster { world, machines, client_host, client, client_events: Vec::new(), next_op: 0 };
+        let mut cluster = Cluster {
+            world,
+            machines,
+            client_host,
+            client,
+            client_events: Vec::new(),
+            problems: Vec::new(),
+            ended: Vec::new(),
+            next_op: 0,
+        };
         for node in 1..=nodes {
             let role = (node == 1).then_some(StartRole::Primary);
             cluster.start(node, role);
@@ -100,53 +114,77 @@ impl Cluster {
         let options =
             BootOptions { role, checkpoint_bytes: 512 << 10, ..BootOptions::new(machine.config.clone()) };
         match Node::boot(seam, options) {
-            Ok(mut up) => {
-                up.listen().unwrap_or_else(|e| panic!("node {node} cannot listen: {e}"));
-                machine.node = Some(up);
+            Ok(mut up) => match up.listen() {
+                Ok(_) => machine.node = Some(up),
+                Err(_) => self.later(node, 100),
+            },
+            Err((BootError::Locked, _)) => self.later(node, 20),
+            // A disk that fails or hangs while the node starts: it starts again later.
+            Err((BootError::Io { .. }, _)) => self.later(node, 200),
+            Err((error, _)) => {
+                self.problems.push(format!("node {node} does not start: {error}"));
+                self.later(node, 1000);
             }
-            Err((BootError::Locked, _)) => {
-                machine.start_at = Some(self.world.now() + Duration::from_millis(20));
-            }
-            Err((error, _)) => panic!("node {node} does not start: {error}"),
         }
+    }
+
+    fn later(&mut self, node: u16, millis: u64) {
+        let machine = &mut self.machines[usize::from(node) - 1];
+        self.world.kill(machine.host);
+        machine.start_at = Some(self.world.now() + Duration::from_millis(millis));
     }
 
     pub fn kill(&mut self, node: u16) {
         let machine = &mut self.machines[usize::from(node) - 1];
         self.world.kill(machine.host);
         machine.node = None;
+        self.ended.push(node);
     }
 
     pub fn power_cut(&mut self, node: u16) {
         let machine = &mut self.machines[usize::from(node) - 1];
         self.world.power_cut(machine.host);
         machine.node = None;
+        self.ended.push(node);
     }
 
-    /// Runs the world for `time`. Events of the client host are left in `client_events`; returns early when there are
-    /// some.
-    pub fn run(&mut self, until: Mono) -> bool {
+    pub fn node_of(&self, host: HostId) -> Option<u16> {
+        (1u16..).zip(&self.machines).find(|(_, m)| m.host == host).map(|(node, _)| node)
+    }
+
+    /// Runs the nodes until it is the turn of a host that is no node, which is returned, or until `until`.
+    pub fn advance(&mut self, until: Mono) -> Option<HostId> {
         loop {
             self.restart_due();
             let next_start = self.machines.iter().filter_map(|m| m.start_at).min();
             let limit = next_start.map_or(until, |at| at.min(until));
             match self.world.next_before(limit) {
-                Some(Due::Turn(host)) if host == self.client_host => {
-                    self.client.reap(Some(until), &mut self.client_events);
-                    if !self.client_events.is_empty() {
-                        return true;
-                    }
-                }
-                Some(Due::Turn(host)) => self.turn(host),
+                Some(Due::Turn(host)) => match self.node_of(host) {
+                    Some(node) => self.turn(node),
+                    None => return Some(host),
+                },
                 Some(Due::Crashed(host)) => {
-                    if let Some(machine) = self.machines.iter_mut().find(|m| m.host == host) {
-                        machine.node = None;
+                    if let Some(node) = self.node_of(host) {
+                        self.machines[usize::from(node) - 1].node = None;
+                        self.ended.push(node);
                     }
                 }
                 None if limit < until => {}
-                None => return false,
+                None => return None,
             }
         }
+    }
+
+    /// Runs the world. Events of the client host are left in `client_events`; returns early when there are some.
+    pub fn run(&mut self, until: Mono) -> bool {
+        while let Some(host) = self.advance(until) {
+            assert_eq!(host, self.client_host, "other hosts are driven by their own harness");
+            self.client.reap(Some(until), &mut self.client_events);
+            if !self.client_events.is_empty() {
+                return true;
+            }
+        }
+        false
     }
 
     fn restart_due(&mut self) {
@@ -161,8 +199,9 @@ impl Cluster {
         }
     }
 
-    fn turn(&mut self, host: HostId) {
-        let Some(machine) = self.machines.iter_mut().find(|m| m.host == host) else { return };
+    fn turn(&mut self, number: u16) {
+        let machine = &mut self.machines[usize::from(number) - 1];
+        let host = machine.host;
         let Some(node) = &mut machine.node else { return };
         match node.turn() {
             Turn::Until(deadline) => self.world.wake_at(host, Some(deadline)),
@@ -170,12 +209,22 @@ impl Cluster {
                 machine.exit = Some(code);
                 machine.node = None;
                 self.world.kill(host);
+                self.ended.push(number);
             }
         }
     }
 
-    /// Asks a node and runs the world until it answers; `None` when it does not within `patience`.
-    pub fn admin(&mut self, node: u16, verb: Verb, patience: Duration) -> Option<Response> {
+    /// What a running node says about itself.
+    pub fn status(&mut self, node: u16) -> Option<Value> {
+        let (sender, receiver) = mpsc::channel();
+        let reply = Box::new(move |response: Response| drop(sender.send(response)));
+        let machine = &mut self.machines[usize::from(node) - 1];
+        machine.node.as_mut()?.admin_request(Request::new("status", Verb::Status), reply);
+        receiver.try_recv().ok().map(|response| response.result)
+    }
+
+    /// Starts a request whose answer nobody in the run waits for.
+    pub fn order(&mut self, node: u16, verb: Verb) -> Option<mpsc::Receiver<Response>> {
         self.next_op += 1;
         let request = Request::new(format!("op-{}", self.next_op), verb);
         let (sender, receiver) = mpsc::channel();
@@ -185,6 +234,12 @@ impl Cluster {
         machine.node.as_mut()?.admin_request(request, reply);
         let now = self.world.local_now(host);
         self.world.wake_at(host, Some(now));
+        Some(receiver)
+    }
+
+    /// Asks a node and runs the world until it answers; `None` when it does not within `patience`.
+    pub fn admin(&mut self, node: u16, verb: Verb, patience: Duration) -> Option<Response> {
+        let receiver = self.order(node, verb)?;
         let until = self.world.now() + patience;
         while self.world.now() < until {
             if let Ok(response) = receiver.try_recv() {
@@ -241,7 +296,7 @@ impl Cluster {
     }
 
     /// Status rows by node, as each running node sees itself.
-    pub fn rows(&mut self) -> BTreeMap<u16, serde_json::Value> {
+    pub fn rows(&mut self) -> BTreeMap<u16, Value> {
         let mut rows = BTreeMap::new();
         for node in 1..=self.machines.len() as u16 {
             if let Some(response) = self.admin(node, Verb::Status, Duration::from_secs(1)) {

@@ -1,6 +1,12 @@
 //! The cluster simulator: real nodes, simulated world.
 
+mod clients;
 mod cluster;
+mod history;
+mod logs;
+mod operator;
+mod run;
+mod seeds;
 
 use std::time::Duration;
 
@@ -43,4 +49,26 @@ fn three_nodes_replicate_and_fail_over() {
         let want = format!("${}\r\nvalue{i}\r\n", format!("value{i}").len());
         assert_eq!(reply.as_deref(), Some(want.as_bytes()), "read {i}");
     }
+}
+
+fn number_from(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
+}
+
+/// Where fresh seeds begin: `BATON_SIM_SEED`, or the clock.
+fn base_seed() -> u64 {
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    number_from("BATON_SIM_SEED").unwrap_or(clock.as_micros() as u64)
+}
+
+#[test]
+fn fresh_seeds_keep_every_promise() {
+    let base = base_seed();
+    let count = number_from("BATON_SIM_SEEDS").unwrap_or(300);
+    let threads = number_from("BATON_SIM_THREADS").unwrap_or(2) as usize;
+    println!("base seed {base}, {count} seeds");
+    let summary = seeds::run_many(base, count, threads, 1);
+    println!("{}", summary.line());
+    assert!(summary.failures.is_empty(), "seed {} failed", summary.failures[0].seed);
 }

@@ -5,6 +5,7 @@ use super::world::{PAYLOAD_MAX, SHARDS, TestStore, World, show, words};
 use crate::base::limits::{
     KEY_BYTES_MAX, QUEUED_COMMANDS_MAX, REPLY_BYTES_MAX, VALUE_BYTES_MAX, WATCHED_KEYS_MAX,
 };
+use crate::base::planted::{Bug, plant};
 use crate::base::{ShardId, Stamp};
 use crate::exec::{Mode, Outcome, Writes, errors, expire_cycle, table};
 use crate::record::key::{Meta, ValueType, meta_key};
@@ -115,6 +116,33 @@ fn a_key_found_expired_is_deleted_and_waited_for() {
         assert!(matches!(record, Record::Delete { .. }) && last, "{line}");
         assert_eq!(world.say(1, "DBSIZE"), ":0");
     }
+}
+
+#[test]
+fn the_planted_bug_hides_a_key_without_a_record() {
+    let _planted = plant(Bug::ExpiryByLocalClock);
+    let mut world = World::new();
+    world.say(1, "SET t v PX 10");
+    world.commit();
+    world.advance(20);
+    assert_eq!(world.say(1, "GET t"), "nil");
+    assert!(world.writer.is_empty());
+}
+
+#[test]
+fn an_exec_with_watched_keys_speaks_of_data() {
+    let mut world = World::new();
+    world.say(1, "MULTI");
+    world.say(1, "ECHO x");
+    world.say(1, "EXEC");
+    assert!(!world.sessions[&1].touched_data());
+    world.say(1, "WATCH a");
+    world.say(1, "MULTI");
+    world.say(1, "ECHO x");
+    world.say(1, "EXEC");
+    assert!(world.sessions[&1].touched_data());
+    world.say(1, "GET a");
+    assert!(world.sessions[&1].touched_data());
 }
 
 #[test]

@@ -1,0 +1,130 @@
+//! The command line against real processes: what an operator types, what comes back, and with which exit code.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const BATON: &str = env!("CARGO_BIN_EXE_baton");
+
+/// A folder on the build's own disk: the system's temporary folder may lie in memory.
+struct Lab {
+    dir: PathBuf,
+}
+
+impl Lab {
+    fn new(name: &str) -> Lab {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        Lab { dir }
+    }
+
+    fn path(&self) -> &str {
+        self.dir.to_str().expect("a plain path")
+    }
+
+    fn node(&self, node: u16) -> String {
+        self.dir.join(node.to_string()).to_str().expect("a plain path").to_string()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = baton(&["sandbox", "down", "--dir", self.path(), "--purge"]);
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn baton(args: &[&str]) -> Output {
+    Command::new(BATON).args(args).env_remove("BATON_DATA").output().expect("the command runs")
+}
+
+/// Runs with `--json`, expects this exit code, and gives the one JSON value that must stand on standard output.
+fn json(args: &[&str], exit: i32) -> Value {
+    let output = baton(&[args, &["--json"]].concat());
+    let text = String::from_utf8_lossy(&output.stdout);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(exit), "baton {args:?}\n{text}\n{complaint}");
+    assert_eq!(text.trim().lines().count(), 1, "one line of JSON: {text}");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+#[test]
+fn mistakes_are_said_before_anything_happens() {
+    let lab = Lab::new("mistakes");
+    std::fs::create_dir_all(&lab.dir).unwrap();
+    let file = lab.dir.join("baton.toml");
+    std::fs::write(&file, "cluster = \"a\"\nnoed = 1\nsync = \"ANY 9 (1)\"\n").unwrap();
+    let file = file.to_str().unwrap();
+    let output = baton(&["check-config", file]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("baton.toml:2: noed: there is no such key (did you mean `node`?)"), "{text}");
+    assert!(text.contains("baton.toml:3: sync: "), "{text}");
+    assert_eq!(json(&["run", "--config", file], 2)["ok"], false);
+    assert_eq!(json(&["start", "--config", file], 2)["error"]["code"], "usage");
+    assert_eq!(json(&["query"], 2)["error"]["code"], "usage", "no node is named");
+    assert_eq!(json(&["check-config", "--keys"], 0)["keys"][0]["key"], "cluster");
+}
+
+#[test]
+fn a_node_that_was_never_started_is_down() {
+    let lab = Lab::new("down");
+    let dir = lab.node(1);
+    let made = json(&["init", "-D", &dir, "--cluster", "a", "--node", "1"], 0);
+    assert_eq!(made["cluster_id"].as_str().unwrap().len(), 32);
+    json(&["init", "-D", &dir], 1);
+    assert_eq!(json(&["status", "-D", &dir], 3)["role"], "Down");
+    assert_eq!(json(&["query", "-D", &dir], 3)["error"]["code"], "down");
+    assert_eq!(json(&["stop", "-D", &dir], 0)["stopped"], false);
+    assert_eq!(json(&["inspect", "control", "-D", &dir], 0)["cluster_id"], made["cluster_id"]);
+}
+
+#[test]
+fn a_sandbox_lives_fails_over_and_goes_away() {
+    let lab = Lab::new("sandbox");
+    let up = ["sandbox", "up", "--dir", lab.path(), "--nodes", "3"];
+    let status = json(&up, 0);
+    assert_eq!(status["cluster_state"], "Normal");
+    assert_eq!(status["nodes"].as_array().unwrap().len(), 3);
+    assert_eq!(status["nodes"][0]["role"], "Primary");
+    assert_eq!(json(&up, 0)["cluster_id"], status["cluster_id"], "bringing up twice changes nothing");
+    json(&["sandbox", "up", "--dir", lab.path(), "--nodes", "2"], 4);
+    assert_eq!(json(&["start", "-D", &lab.node(1)], 0)["already_running"], true);
+
+    let bench = ["bench", "-D", &lab.node(1), "--clients", "4", "--seconds", "1", "--keys", "100"];
+    let report = json(&bench, 0);
+    assert!(report["ok"].as_u64().unwrap() > 100, "{report}");
+    assert_eq!(report["errors"], serde_json::json!({}));
+
+    let query = json(&["query", "-D", &lab.node(1)], 0);
+    assert_eq!(query["senders"].as_array().unwrap().len(), 2);
+    assert_eq!(query["failures_survived"], 1);
+    assert!(json(&["wal", "keepers", "-D", &lab.node(1)], 0)["end_lsn"].as_u64().unwrap() > 0);
+    json(&["inspect", "wal", "-D", &lab.node(1)], 4);
+
+    json(&["sandbox", "kill", "1", "--dir", lab.path()], 0);
+    json(&["sandbox", "kill", "1", "--dir", lab.path()], 3);
+    assert_eq!(json(&["status", "-D", &lab.node(1)], 3)["role"], "Down");
+    assert_eq!(json(&["sandbox", "status", "--dir", lab.path()], 0)["cluster_state"], "Unavailable");
+
+    let term = status["term"].as_u64().unwrap();
+    let (right, wrong) = (term.to_string(), (term + 5).to_string());
+    json(&["failover", "-D", &lab.node(2), "--expect-term", &wrong], 4);
+    let dry = json(&["failover", "-D", &lab.node(2), "--dry-run"], 0);
+    assert_eq!(dry["dry_run"], true);
+    let op = ["failover", "-D", &lab.node(2), "--expect-term", &right, "--op", "the-same"];
+    let done = json(&op, 0);
+    assert!(done["term"].as_u64().unwrap() > term);
+    assert_eq!(
+        json(&op, 0),
+        done,
+        "asked again under one op id: the same answer, although the term has moved on"
+    );
+
+    json(&["sandbox", "start", "1", "--dir", lab.path()], 0);
+    assert_eq!(json(&up, 0)["cluster_state"], "Normal", "the old primary follows the new one");
+    json(&["sandbox", "down", "--dir", lab.path()], 0);
+    assert_eq!(json(&["sandbox", "status", "--dir", lab.path()], 3)["cluster_state"], "Unavailable");
+    assert_eq!(json(&up, 0)["cluster_state"], "Normal", "a whole cluster starts again");
+}

@@ -1,0 +1,326 @@
+//! What clients did and saw, and whether one order explains it: a checker after Wing & Gong (1993) with Lowe's memory
+//! (2017), one key at a time.
+//!
+//! An operation without an answer may have taken effect at any later time, or never; one that was refused must not have.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+/// What an operation does to its key. Every written value is written once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Set(u64),
+    Get,
+    Del,
+    Incr,
+}
+
+/// What the client learned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// No answer, or one that says so.
+    Doubt,
+    /// Definitely not done.
+    Refused,
+    /// SET: nothing. GET: the value. DEL: 1 or nothing. INCR: the new value.
+    Done(Option<u64>),
+    /// Answered at a level that promises no durability: as good as no answer, for others.
+    Weak,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    pub key: usize,
+    pub client: usize,
+    pub kind: Kind,
+    pub call: u64,
+    pub ret: u64,
+    pub outcome: Outcome,
+}
+
+/// Everything that all clients did, in order of calls.
+#[derive(Default)]
+pub struct History {
+    pub operations: Vec<Operation>,
+    pub acked_writes: usize,
+    pub reads: usize,
+}
+
+impl History {
+    pub fn call(&mut self, client: usize, key: usize, kind: Kind, now: u64) -> usize {
+        self.operations.push(Operation {
+            key,
+            client,
+            kind,
+            call: now,
+            ret: u64::MAX,
+            outcome: Outcome::Doubt,
+        });
+        self.operations.len() - 1
+    }
+
+    pub fn answer(&mut self, id: usize, outcome: Outcome, now: u64) {
+        let operation = &mut self.operations[id];
+        operation.outcome = outcome;
+        operation.ret = now;
+        match (outcome, operation.kind) {
+            (Outcome::Done(_), Kind::Get) => self.reads += 1,
+            (Outcome::Done(_), _) => self.acked_writes += 1,
+            _ => {}
+        }
+    }
+
+    /// One explanation per key, or the first key that has none.
+    pub fn check(&self) -> Result<(), String> {
+        let mut keys: BTreeMap<usize, Vec<Operation>> = BTreeMap::new();
+        for operation in &self.operations {
+            let read_nothing = operation.kind == Kind::Get && !matches!(operation.outcome, Outcome::Done(_));
+            if operation.outcome != Outcome::Refused && !read_nothing {
+                keys.entry(operation.key).or_default().push(*operation);
+            }
+        }
+        for (key, operations) in keys {
+            Search::new(&operations).run().map_err(|why| format!("key {key}: {why}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// States visited per key before the search gives up.
+const STATES_MAX: usize = 2_000_000;
+
+fn definite(operation: &Operation) -> bool {
+    matches!(operation.outcome, Outcome::Done(_))
+}
+
+/// What comes after an operation, or `None` when its answer does not fit the state.
+fn step(state: Option<u64>, operation: &Operation) -> Option<Option<u64>> {
+    let seen = match operation.outcome {
+        Outcome::Done(seen) => Some(seen),
+        _ => None,
+    };
+    match operation.kind {
+        Kind::Set(value) => Some(Some(value)),
+        Kind::Get => (seen == Some(state)).then_some(state),
+        Kind::Del => seen.is_none_or(|seen| seen.is_some() == state.is_some()).then_some(None),
+        Kind::Incr => {
+            let next = state.unwrap_or(0) + 1;
+            seen.is_none_or(|seen| seen == Some(next)).then_some(Some(next))
+        }
+    }
+}
+
+/// The search over one key.
+struct Search<'a> {
+    operations: &'a [Operation],
+    /// Doubtful operations that could explain an answer; the others are as good as never done.
+    useful: Vec<bool>,
+    taken: Vec<u64>,
+    left: usize,
+    seen: HashSet<(Vec<u64>, Option<u64>, bool)>,
+    /// The longest explained prefix, for the report.
+    best: usize,
+    best_state: Option<u64>,
+    best_blocked: Option<Operation>,
+}
+
+/// A point to come back to.
+struct Frame {
+    state: Option<u64>,
+    /// The operation before this point had no answer: the next one must see its effect.
+    doubtful: bool,
+    /// Next candidate.
+    next: usize,
+    took: Option<usize>,
+}
+
+impl<'a> Search<'a> {
+    fn new(operations: &'a [Operation]) -> Search<'a> {
+        let read: BTreeSet<u64> = operations
+            .iter()
+            .filter(|o| o.kind == Kind::Get)
+            .filter_map(|o| match o.outcome {
+                Outcome::Done(seen) => seen,
+                _ => None,
+            })
+            .collect();
+        let deleted = operations.iter().any(|o| o.kind == Kind::Del && o.outcome == Outcome::Done(Some(1)));
+        let useful = |o: &Operation| match o.kind {
+            _ if definite(o) => true,
+            Kind::Set(value) => deleted || read.contains(&value),
+            _ => true,
+        };
+        Search {
+            useful: operations.iter().map(useful).collect(),
+            taken: vec![0; operations.len().div_ceil(64)],
+            left: operations.iter().filter(|o| definite(o)).count(),
+            operations,
+            seen: HashSet::new(),
+            best: 0,
+            best_state: None,
+            best_blocked: None,
+        }
+    }
+
+    fn taken(&self, i: usize) -> bool {
+        self.taken[i / 64] & (1 << (i % 64)) != 0
+    }
+
+    fn flip(&mut self, i: usize) {
+        self.taken[i / 64] ^= 1 << (i % 64);
+        if definite(&self.operations[i]) {
+            self.left = if self.taken(i) { self.left - 1 } else { self.left + 1 };
+        }
+    }
+
+    /// The earliest return among definite operations that are not taken: nothing called after it may go first.
+    fn horizon(&self, from: usize) -> (u64, Option<usize>) {
+        let mut horizon = (u64::MAX, None);
+        for (i, operation) in self.operations.iter().enumerate().skip(from) {
+            if operation.call > horizon.0 {
+                break;
+            }
+            if definite(operation) && !self.taken(i) && operation.ret < horizon.0 {
+                horizon = (operation.ret, Some(i));
+            }
+        }
+        horizon
+    }
+
+    fn run(mut self) -> Result<(), String> {
+        let total = self.left;
+        let mut stack = vec![Frame { state: None, doubtful: false, next: 0, took: None }];
+        while let Some(frame) = stack.last() {
+            if self.left == 0 {
+                return Ok(());
+            }
+            let (state, doubtful, next) = (frame.state, frame.doubtful, frame.next);
+            let (horizon, blocked) = self.horizon(0);
+            if total - self.left >= self.best {
+                (self.best, self.best_state) = (total - self.left, state);
+                self.best_blocked = blocked.map(|i| self.operations[i]);
+            }
+            let found = (next..self.operations.len())
+                .take_while(|i| self.operations[*i].call <= horizon)
+                .find_map(|i| self.try_take(i, state, doubtful).map(|after| (i, after)));
+            match found {
+                Some((i, after)) => {
+                    stack.last_mut().expect("looked at above").next = i + 1;
+                    self.flip(i);
+                    let now_doubtful = !definite(&self.operations[i]);
+                    if self.seen.insert((self.taken.clone(), after, now_doubtful)) {
+                        stack.push(Frame { state: after, doubtful: now_doubtful, next: 0, took: Some(i) });
+                    } else {
+                        self.flip(i);
+                    }
+                    if self.seen.len() > STATES_MAX {
+                        return Err("too many orders to try: make the run shorter".into());
+                    }
+                }
+                None => {
+                    let frame = stack.pop().expect("looked at above");
+                    if let Some(i) = frame.took {
+                        self.flip(i);
+                    }
+                }
+            }
+        }
+        Err(format!(
+            "no order of operations explains the answers; {} of {total} explained, then the value is {:?} and this does \
+             not fit: {:?}\n{}",
+            self.best,
+            self.best_state,
+            self.best_blocked,
+            self.around()
+        ))
+    }
+
+    /// The state after taking operation `i` here, when that is allowed and of any use.
+    fn try_take(&self, i: usize, state: Option<u64>, doubtful: bool) -> Option<Option<u64>> {
+        let operation = &self.operations[i];
+        if self.taken(i) || !self.useful[i] {
+            return None;
+        }
+        // An effect that the next operation overwrites unseen might as well not have happened.
+        let blind =
+            matches!(operation.kind, Kind::Set(_)) || (operation.kind == Kind::Del && !definite(operation));
+        if doubtful && blind {
+            return None;
+        }
+        if operation.kind == Kind::Incr && !definite(operation) {
+            // Increments without answers are interchangeable: the earliest goes first.
+            let earlier = (0..i).any(|j| {
+                let other = &self.operations[j];
+                other.kind == Kind::Incr && !definite(other) && !self.taken(j)
+            });
+            if earlier {
+                return None;
+            }
+        }
+        step(state, operation)
+    }
+
+    fn around(&self) -> String {
+        let Some(blocked) = self.best_blocked else { return String::new() };
+        let value = |o: &Operation| match (o.kind, o.outcome) {
+            (Kind::Set(v), _) => Some(v),
+            (_, Outcome::Done(seen)) => seen,
+            _ => None,
+        };
+        let near: Vec<String> = self
+            .operations
+            .iter()
+            .filter(|o| o.call <= blocked.ret && o.ret >= blocked.call.saturating_sub(500_000_000))
+            .filter(|o| {
+                definite(o)
+                    || value(o).is_some_and(|v| Some(v) == value(&blocked) || Some(v) == self.best_state)
+            })
+            .map(|o| format!("  {o:?}"))
+            .collect();
+        near[near.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history(operations: &[(Kind, u64, u64, Outcome)]) -> Result<(), String> {
+        let mut history = History::default();
+        for (kind, call, ret, outcome) in operations {
+            let id = history.call(0, 0, *kind, *call);
+            history.answer(id, *outcome, *ret);
+            if matches!(outcome, Outcome::Doubt | Outcome::Weak) {
+                history.operations[id].ret = u64::MAX;
+            }
+        }
+        history.check()
+    }
+
+    use Kind::{Del, Get, Incr, Set};
+    use Outcome::{Done, Doubt, Refused};
+
+    #[test]
+    fn good_histories_have_an_explanation() {
+        history(&[(Set(1), 0, 5, Done(None)), (Get, 6, 7, Done(Some(1)))]).unwrap();
+        history(&[(Set(1), 0, 9, Done(None)), (Get, 1, 2, Done(Some(1))), (Get, 3, 4, Done(Some(1)))])
+            .unwrap();
+        history(&[(Set(1), 0, 1, Doubt), (Get, 2, 3, Done(None)), (Get, 50, 51, Done(Some(1)))]).unwrap();
+        history(&[(Incr, 0, 1, Doubt), (Incr, 0, 1, Doubt), (Incr, 5, 6, Done(Some(3)))]).unwrap();
+        history(&[(Set(1), 0, 1, Doubt), (Del, 2, 3, Done(Some(1))), (Get, 4, 5, Done(None))]).unwrap();
+    }
+
+    #[test]
+    fn bad_histories_have_none() {
+        let bad: [&[(Kind, u64, u64, Outcome)]; 6] = [
+            &[(Set(1), 0, 5, Done(None)), (Get, 6, 7, Done(None))],
+            &[(Set(1), 0, 1, Refused), (Get, 2, 3, Done(Some(1)))],
+            &[(Set(1), 0, 1, Done(None)), (Set(2), 2, 3, Done(None)), (Get, 4, 5, Done(Some(1)))],
+            &[(Set(1), 0, 9, Doubt), (Get, 2, 3, Done(Some(1))), (Get, 4, 5, Done(None))],
+            &[(Incr, 0, 1, Done(Some(1))), (Incr, 2, 3, Done(Some(1)))],
+            &[(Incr, 0, 1, Doubt), (Incr, 2, 3, Done(Some(3)))],
+        ];
+        for (i, history_) in bad.iter().enumerate() {
+            assert!(history(history_).is_err(), "history {i} was explained");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The nodes' logs, read from their disks: one byte string per (term, position), one leader per term, and the order in
+//! which everything that was committed happened.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+
+use baton::base::{AlignedBuf, ClusterId, Digest, Lsn, NodeId, Term};
+use baton::io::sim::{HostId, World};
+use baton::record::Record;
+use baton::record::key::{Meta, split};
+use baton::wal::{FrameScan, Geometry, LogFile, LogReader};
+
+/// Segment files of a host, each read once.
+struct Disk<'a> {
+    world: &'a World,
+    host: HostId,
+    loaded: Option<(u64, Vec<u8>)>,
+}
+
+impl LogReader for Disk<'_> {
+    fn segments(&mut self) -> io::Result<Vec<u64>> {
+        let names = self.world.files(self.host);
+        let numbers = names.iter().filter_map(|path| match LogFile::parse(path.file_name()?.to_str()?)? {
+            LogFile::Segment(number) => Some(number),
+            LogFile::Spare(_) => None,
+        });
+        let mut numbers: Vec<u64> = numbers.collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    fn read(&mut self, segment: u64, offset: u64, len: usize) -> io::Result<Option<AlignedBuf>> {
+        if self.loaded.as_ref().is_none_or(|(number, _)| *number != segment) {
+            let path = PathBuf::from(format!("/data/wal/{}", LogFile::Segment(segment)));
+            match self.world.file(self.host, &path) {
+                Some(bytes) => self.loaded = Some((segment, bytes)),
+                None => return Ok(None),
+            }
+        }
+        let (_, bytes) = self.loaded.as_ref().expect("just loaded");
+        let from = (offset as usize).min(bytes.len());
+        let part = &bytes[from..bytes.len().min(from + len)];
+        let mut buffer = AlignedBuf::zeroed(part.len());
+        buffer[..part.len()].copy_from_slice(part);
+        Ok(Some(buffer))
+    }
+}
+
+/// A change of one key by the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Change {
+    pub at: Lsn,
+    pub value: Option<u64>,
+}
+
+/// The whole log of one node.
+#[derive(Default)]
+pub struct Order {
+    pub end: Lsn,
+    pub frames: BTreeMap<Lsn, Digest>,
+    pub keys: BTreeMap<Vec<u8>, Vec<Change>>,
+}
+
+/// What was seen in any log at any time.
+#[derive(Default)]
+pub struct Logs {
+    frames: BTreeMap<(Term, Lsn), (Digest, u16)>,
+    leaders: BTreeMap<Term, NodeId>,
+    /// Frames that some node knew to be committed.
+    committed: BTreeMap<Lsn, (Digest, u16)>,
+    /// Until where each node's log was looked at; everything below is known already unless it was cut.
+    pub checked: u64,
+}
+
+/// The number in front of a value's padding.
+pub fn number(value: &[u8]) -> Option<u64> {
+    let digits = value.split(|b| *b == b':').next().unwrap_or_default();
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+impl Logs {
+    /// Reads a node's log and compares it with everything that was seen before. `committed`: what the node said it
+    /// knows to be committed.
+    pub fn look(
+        &mut self,
+        world: &World,
+        host: HostId,
+        node: u16,
+        segment_bytes: u64,
+        committed: Lsn,
+    ) -> Result<Order, String> {
+        let mut disk = Disk { world, host, loaded: None };
+        let geometry = Geometry::new(ClusterId(0xC1), segment_bytes);
+        let mut order = Order::default();
+        for frame in FrameScan::new(&mut disk, geometry, Lsn::ZERO, Lsn::MAX, None) {
+            let Ok(frame) = frame else { break };
+            let header = frame.header;
+            self.checked += 1;
+            order.end = header.end();
+            order.frames.insert(header.first, header.digest);
+            let (digest, by) =
+                *self.frames.entry((header.term, header.first)).or_insert((header.digest, node));
+            if digest != header.digest {
+                let (term, at) = (header.term, header.first);
+                return Err(format!(
+                    "two truths at {at} of term {term}: nodes {by} and {node} hold other bytes"
+                ));
+            }
+            if header.end() <= committed {
+                let (digest, by) = *self.committed.entry(header.first).or_insert((header.digest, node));
+                if digest != header.digest {
+                    return Err(format!(
+                        "nodes {by} and {node} take different frames at {} for committed",
+                        header.first
+                    ));
+                }
+            }
+            for record in frame.records() {
+                let Ok((record, _)) = record else { return Err(format!("bad record at {}", header.first)) };
+                self.record(&record, header.first, &mut order)?;
+            }
+        }
+        Ok(order)
+    }
+
+    fn record(&mut self, record: &Record<'_>, at: Lsn, order: &mut Order) -> Result<(), String> {
+        match *record {
+            Record::TermStart { term, leader, .. } => {
+                let first = *self.leaders.entry(term).or_insert(leader);
+                if first != leader {
+                    return Err(format!("term {term} was started by {first} and by {leader}"));
+                }
+            }
+            Record::Put { key, value, .. } => {
+                let (user, _) = split(key).map_err(|e| format!("{e:?}"))?;
+                let meta = Meta::decode(value).map_err(|e| format!("{e:?}"))?;
+                order.keys.entry(user).or_default().push(Change { at, value: number(meta.body) });
+            }
+            Record::Delete { key, .. } => {
+                let (user, _) = split(key).map_err(|e| format!("{e:?}"))?;
+                order.keys.entry(user).or_default().push(Change { at, value: None });
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Everything that anybody ever took for committed stands in this log.
+    pub fn holds_committed(&self, order: &Order) -> Result<(), String> {
+        for (at, (digest, by)) in &self.committed {
+            if order.frames.get(at) != Some(digest) {
+                return Err(format!("the frame at {at}, which node {by} knew as committed, is gone"));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn terms(&self) -> BTreeSet<Term> {
+        self.leaders.keys().copied().collect()
+    }
+}

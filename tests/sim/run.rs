@@ -1,0 +1,404 @@
+//! One random run: a cluster, clients, an operator and a plan of faults, all from one seed; then calm, and the oracles.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use baton::base::{Lsn, Mono, Prng};
+use baton::io::sim::{Fault, FaultPlan, SimConfig, Span, Stats, SwarmConfig, World};
+use serde_json::Value;
+
+use super::clients::{ClientHost, Job, KEYS, PAIR, REGISTERS, Shared, key_name};
+use super::cluster::{Cluster, ip};
+use super::history::{Kind, Outcome};
+use super::logs::{Change, Logs, Order};
+use super::operator::Operator;
+
+/// Service must be normal again this long after the last fault.
+const RECOVERY: Duration = Duration::from_secs(10);
+pub const SEGMENT_BYTES: u64 = 256 << 10;
+
+/// The shape of a run.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub nodes: u16,
+    pub workers: usize,
+    pub watchers: usize,
+    /// Faults strike this long.
+    pub length: Duration,
+}
+
+/// What a run that held its promises came to.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    pub nodes: u16,
+    pub trace: u64,
+    pub simulated: Duration,
+    pub acked: usize,
+    pub reads: usize,
+    pub doubts: usize,
+    pub refused: usize,
+    pub standby_reads: usize,
+    pub terms: usize,
+    pub failovers: u64,
+    pub recovery: Duration,
+    pub frames: u64,
+    pub errors: BTreeMap<String, u64>,
+    pub stats: Stats,
+}
+
+pub struct Run {
+    pub cluster: Cluster,
+    hosts: Vec<ClientHost>,
+    pub shared: Shared,
+    pub operator: Operator,
+    pub logs: Logs,
+    committed: Vec<Lsn>,
+    steps: std::vec::IntoIter<baton::io::sim::Step>,
+    next_step: Option<baton::io::sim::Step>,
+    calm_from: Mono,
+}
+
+impl Shape {
+    pub fn of_seed(rng: &mut Prng) -> Shape {
+        let nodes = match rng.below(100) {
+            0..5 => 1,
+            5..20 => 2,
+            20..70 => 3,
+            70..78 => 4,
+            _ => 5,
+        };
+        Shape {
+            nodes,
+            workers: rng.between(2, 6) as usize,
+            watchers: rng.between(0, 2) as usize,
+            length: Duration::from_millis(rng.between(1_000, 8_000)),
+        }
+    }
+}
+
+impl Run {
+    pub fn new(seed: u64) -> Run {
+        let mut rng = Prng::new(seed);
+        let shape = Shape::of_seed(&mut rng);
+        Run::shaped(seed, &shape, rng)
+    }
+
+    pub fn shaped(seed: u64, shape: &Shape, mut rng: Prng) -> Run {
+        let sim = SimConfig::default();
+        let cluster = Cluster::new(seed, shape.nodes, sim, "commit_timeout = \"2s\"");
+        let world = cluster.world.clone();
+        let mut hosts = Vec::new();
+        for h in 0..2 {
+            let host = world.add_host(ip(101 + h));
+            let mut jobs = vec![Job::Work; shape.workers.div_ceil(2)];
+            if shape.nodes > 1 {
+                jobs.extend(vec![Job::Watch; shape.watchers.div_ceil(2)]);
+            }
+            hosts.push(ClientHost::new(&world, host, &jobs, rng.fork()));
+        }
+        let config = SwarmConfig {
+            mean_gap: Span::millis(300, 6_000),
+            lasting: Span::millis(20, 3_000),
+            ..SwarmConfig::new(
+                cluster.machines.iter().map(|m| m.host).collect(),
+                hosts.iter().map(|h| h.host).collect(),
+                shape.length,
+            )
+        };
+        // One node alone may go down too: it comes back with everything it acknowledged.
+        let config = SwarmConfig { down_at_once: config.down_at_once.max(1), ..config };
+        let plan = FaultPlan::swarm(rng.next_u64(), &config);
+        let mut steps = plan.steps.into_iter();
+        let next_step = steps.next();
+        Run {
+            shared: Shared::new(shape.nodes),
+            operator: Operator::new(rng.fork(), shape.nodes),
+            logs: Logs::default(),
+            committed: vec![Lsn::ZERO; usize::from(shape.nodes)],
+            calm_from: Mono(0) + plan.calm_from,
+            cluster,
+            hosts,
+            steps,
+            next_step,
+        }
+    }
+
+    /// Runs until `until`: nodes, clients, faults and the operator.
+    pub fn go(&mut self, until: Mono) -> Result<(), String> {
+        loop {
+            let now = self.cluster.world.now();
+            if now >= until {
+                return Ok(());
+            }
+            while self.next_step.as_ref().is_some_and(|s| Mono(0) + s.at <= now) {
+                let step = self.next_step.take().expect("seen");
+                self.next_step = self.steps.next();
+                self.strike(&step.fault);
+            }
+            if self.operator.look_at <= now {
+                self.operator.look(&mut self.cluster);
+                self.watch()?;
+            }
+            let step = self.next_step.as_ref().map_or(until, |s| Mono(0) + s.at);
+            let limit = until.min(step).min(self.operator.look_at);
+            if let Some(host) = self.cluster.advance(limit) {
+                let clients = self.hosts.iter_mut().find(|h| h.host == host);
+                match clients {
+                    Some(clients) => clients.turn(&mut self.shared),
+                    None => self.cluster.world.wake_at(host, None),
+                }
+            }
+            self.look_at_the_dead()?;
+            if let Some(problem) = self.shared.problems.pop().or_else(|| self.cluster.problems.pop()) {
+                return Err(problem);
+            }
+        }
+    }
+
+    fn strike(&mut self, fault: &Fault) {
+        self.cluster.world.apply(fault);
+        match fault {
+            Fault::Kill(host) | Fault::PowerCut(host) => {
+                if let Some(node) = self.cluster.node_of(*host) {
+                    self.cluster.machines[usize::from(node) - 1].node = None;
+                    self.cluster.ended.push(node);
+                }
+            }
+            Fault::Start(host) => {
+                let node = self.cluster.node_of(*host).expect("plans start nodes");
+                let machine = &self.cluster.machines[usize::from(node) - 1];
+                if machine.node.is_none() && machine.start_at.is_none() {
+                    self.cluster.start(node, None);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What every node says of itself, looked at while the run goes on.
+    fn watch(&mut self) -> Result<(), String> {
+        for node in 1..=self.cluster.machines.len() as u16 {
+            let Some(row) = self.cluster.status(node) else { continue };
+            let known = lsn(&row, "committed_lsn");
+            let applied = lsn(&row, "applied_lsn");
+            if applied > known {
+                return Err(format!("node {node} applied {applied} and knows {known} as committed"));
+            }
+            self.committed[usize::from(node) - 1] = known;
+        }
+        Ok(())
+    }
+
+    /// Reads the log of every process that just ended, before the next one changes it.
+    fn look_at_the_dead(&mut self) -> Result<(), String> {
+        for node in std::mem::take(&mut self.cluster.ended) {
+            self.read_log(node)?;
+            self.committed[usize::from(node) - 1] = Lsn::ZERO;
+        }
+        Ok(())
+    }
+
+    fn read_log(&mut self, node: u16) -> Result<Order, String> {
+        let i = usize::from(node) - 1;
+        let host = self.cluster.machines[i].host;
+        self.logs.look(&self.cluster.world, host, node, SEGMENT_BYTES, self.committed[i])
+    }
+
+    /// The whole run with all its oracles.
+    pub fn judge(&mut self) -> Result<Report, String> {
+        self.go(self.calm_from)?;
+        let recovery = self.recover()?;
+        self.settle()?;
+        self.final_reads()?;
+        self.watch()?;
+        let order = self.compare_logs()?;
+        self.check_against(&order)?;
+        self.shared.history.check()?;
+        Ok(self.report(recovery))
+    }
+
+    /// Everything is mended: service must be normal within [`RECOVERY`].
+    fn recover(&mut self) -> Result<Duration, String> {
+        self.cluster.world.calm();
+        self.operator.calm = true;
+        let begun = self.cluster.world.now();
+        loop {
+            let now = self.cluster.world.now();
+            if self.normal() && self.shared.last_ack > begun {
+                return Ok(now.since(begun));
+            }
+            if now.since(begun) > RECOVERY {
+                let rows = self.rows();
+                return Err(format!("no normal service {RECOVERY:?} after the last fault:\n{rows}"));
+            }
+            self.go(now + Duration::from_millis(100))?;
+        }
+    }
+
+    fn rows(&mut self) -> String {
+        (1..=self.cluster.machines.len() as u16)
+            .map(|node| match self.cluster.status(node) {
+                Some(row) => format!(
+                    "  node {node}: {} {} {} committed {} flushed {} end {} applied {}\n",
+                    row["role"],
+                    row["state"],
+                    row["detail"],
+                    row["committed_lsn"],
+                    row["flushed_lsn"],
+                    row["appended_lsn"],
+                    row["applied_lsn"]
+                ),
+                None => format!("  node {node}: down\n"),
+            })
+            .collect()
+    }
+
+    /// One primary, everybody else follows.
+    fn normal(&mut self) -> bool {
+        let mut primaries = 0;
+        for node in 1..=self.cluster.machines.len() as u16 {
+            let Some(row) = self.cluster.status(node) else { return false };
+            if row["state"] != "Normal" {
+                return false;
+            }
+            primaries += usize::from(row["role"] == "Primary");
+        }
+        primaries == 1
+    }
+
+    /// No new requests; everything under way ends.
+    fn settle(&mut self) -> Result<(), String> {
+        self.shared.quiet = true;
+        let until = self.cluster.world.now() + Duration::from_millis(1_500);
+        self.go(until)
+    }
+
+    /// Every key is read at the primary once more.
+    fn final_reads(&mut self) -> Result<(), String> {
+        let mut reads = Vec::new();
+        for attempt in 0..5 {
+            let Some(node) = self.operator.serving(&mut self.cluster) else {
+                return Err(format!("nobody serves in calm weather:\n{}", self.rows()));
+            };
+            reads = self.read_all(node);
+            if reads.len() == KEYS {
+                break;
+            }
+            if attempt == 4 {
+                return Err(format!("the primary does not answer in calm weather:\n{}", self.rows()));
+            }
+        }
+        let now = self.cluster.world.now().0;
+        for (key, value) in reads.into_iter().enumerate() {
+            let id = self.shared.history.call(usize::MAX, key, Kind::Get, now);
+            self.shared.history.answer(id, Outcome::Done(value), now + 1);
+        }
+        Ok(())
+    }
+
+    fn read_all(&mut self, node: u16) -> Vec<Option<u64>> {
+        let Some(conn) = self.cluster.connect(node) else { return Vec::new() };
+        (0..KEYS)
+            .map_while(|key| {
+                let request = format!("GET {}\r\n", key_name(key));
+                let reply = self.cluster.call(conn, request.as_bytes(), Duration::from_secs(2))?;
+                match baton::resp::decode(&reply).ok()? {
+                    baton::resp::Value::Null => Some(None),
+                    baton::resp::Value::Bulk(text) => Some(super::logs::number(text)),
+                    _ => None,
+                }
+            })
+            .collect()
+    }
+
+    fn compare_logs(&mut self) -> Result<Order, String> {
+        let mut primary = None;
+        let serving = self.operator.serving(&mut self.cluster);
+        for node in 1..=self.cluster.machines.len() as u16 {
+            let order = self.read_log(node)?;
+            if serving == Some(node) {
+                primary = Some(order);
+            }
+        }
+        let order = primary.ok_or("nobody serves at the end")?;
+        self.logs.holds_committed(&order)?;
+        Ok(order)
+    }
+
+    /// What clients saw against what the last primary's log says.
+    fn check_against(&self, order: &Order) -> Result<(), String> {
+        let nothing = Vec::new();
+        let changes = |key: usize| order.keys.get(key_name(key).as_bytes()).unwrap_or(&nothing);
+        for operation in &self.shared.history.operations {
+            let Kind::Set(value) = operation.kind else { continue };
+            let count = changes(operation.key).iter().filter(|c| c.value == Some(value)).count();
+            match (operation.outcome, count) {
+                (Outcome::Done(_), 1) | (Outcome::Doubt | Outcome::Weak, 0 | 1) | (Outcome::Refused, 0) => {}
+                (outcome, count) => {
+                    return Err(format!(
+                        "{operation:?}: told {outcome:?}, but stands {count} times in the log"
+                    ));
+                }
+            }
+        }
+        for key in REGISTERS..PAIR {
+            let acked =
+                self.shared.history.operations.iter().filter(|o| o.key == key && o.kind == Kind::Incr);
+            for operation in acked {
+                let Outcome::Done(seen) = operation.outcome else { continue };
+                if !changes(key).iter().any(|c| c.value == seen) {
+                    return Err(format!("{operation:?}: its effect is not in the log"));
+                }
+            }
+        }
+        self.check_standbys(changes)
+    }
+
+    /// On one connection to one standby, what is read never goes back and was committed.
+    fn check_standbys<'a>(&self, changes: impl Fn(usize) -> &'a Vec<Change>) -> Result<(), String> {
+        let mut places: BTreeMap<(u64, usize), usize> = BTreeMap::new();
+        for read in &self.shared.standby_reads {
+            let place = places.entry((read.session, read.key)).or_default();
+            // Place n: the state after the first n changes.
+            let all = changes(read.key);
+            let state = |n: usize| if n == 0 { None } else { all[n - 1].value };
+            match (*place..=all.len()).find(|n| state(*n) == read.value) {
+                Some(n) => *place = n,
+                None => {
+                    let ever = all.iter().any(|c| c.value == read.value);
+                    let what = if ever { "went back in time" } else { "showed what was never committed" };
+                    return Err(format!("a standby {what}: {read:?}, place {place} of {}", all.len()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, recovery: Duration) -> Report {
+        let history = &self.shared.history;
+        let count = |outcome: Outcome| {
+            history.operations.iter().filter(|o| o.kind != Kind::Get && o.outcome == outcome).count()
+        };
+        let world: &World = &self.cluster.world;
+        Report {
+            nodes: self.shared.nodes,
+            trace: world.trace_hash(),
+            simulated: world.now().since(Mono(0)),
+            acked: history.acked_writes,
+            reads: history.reads,
+            doubts: count(Outcome::Doubt),
+            refused: count(Outcome::Refused),
+            standby_reads: self.shared.standby_reads.len(),
+            terms: self.logs.terms().len(),
+            failovers: self.operator.failovers,
+            recovery,
+            frames: self.logs.checked,
+            errors: self.shared.errors.clone(),
+            stats: world.stats(),
+        }
+    }
+}
+
+fn lsn(row: &Value, name: &str) -> Lsn {
+    Lsn(row[name].as_u64().unwrap_or(0))
+}

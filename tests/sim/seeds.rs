@@ -1,0 +1,153 @@
+//! Many seeds on few threads; a failed one is told with everything that is needed to see it again.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use baton::base::planted::{Bug, plant};
+
+use super::run::{Report, Run};
+
+/// A run that broke a promise.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub seed: u64,
+    pub why: String,
+    pub last_events: Vec<String>,
+    pub simulated: Duration,
+}
+
+/// Runs one seed.
+pub fn run_seed(seed: u64, bug: Option<Bug>) -> Result<Report, Failure> {
+    let _planted = bug.map(plant);
+    let mut run = Run::new(seed);
+    let world = run.cluster.world.clone();
+    let result = match catch_unwind(AssertUnwindSafe(|| run.judge())) {
+        Ok(result) => result,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
+            // A node that broke in the middle of a turn is not dropped in order.
+            std::mem::forget(run);
+            let why = format!("a node panicked: {}", text.unwrap_or_default());
+            return Err(Failure { seed, why, last_events: Vec::new(), simulated: Duration::ZERO });
+        }
+    };
+    result.map_err(|why| Failure {
+        seed,
+        why,
+        last_events: world.last_events(),
+        simulated: world.now().since(baton::base::Mono(0)),
+    })
+}
+
+/// What many seeds came to.
+#[derive(Default, Debug)]
+pub struct Summary {
+    pub runs: u64,
+    pub simulated: Duration,
+    pub wall: Duration,
+    pub acked: usize,
+    pub reads: usize,
+    pub standby_reads: usize,
+    pub doubts: usize,
+    pub refused: usize,
+    pub terms: usize,
+    pub worst_recovery: Duration,
+    pub errors: BTreeMap<String, u64>,
+    pub failures: Vec<Failure>,
+}
+
+/// Runs `count` seeds from `base` on `threads` threads; stops early after `failures_max` failures.
+pub fn run_many(base: u64, count: u64, threads: usize, failures_max: usize) -> Summary {
+    let begun = Instant::now();
+    let next = AtomicU64::new(0);
+    let enough = AtomicBool::new(false);
+    let summary = Mutex::new(Summary::default());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !enough.load(Ordering::Relaxed) {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    if i >= count {
+                        return;
+                    }
+                    let result = run_seed(base.wrapping_add(i), None);
+                    let mut summary = summary.lock().expect("no thread panics with it");
+                    summary.add(result);
+                    if summary.failures.len() >= failures_max {
+                        enough.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let mut summary = summary.into_inner().expect("no thread panics with it");
+    summary.wall = begun.elapsed();
+    summary
+}
+
+impl Summary {
+    fn add(&mut self, result: Result<Report, Failure>) {
+        self.runs += 1;
+        match result {
+            Ok(report) => {
+                if std::env::var_os("BATON_SIM_VERBOSE").is_some() {
+                    println!("{report:?}");
+                }
+                self.simulated += report.simulated;
+                self.acked += report.acked;
+                self.reads += report.reads;
+                self.standby_reads += report.standby_reads;
+                self.doubts += report.doubts;
+                self.refused += report.refused;
+                self.terms += report.terms;
+                self.worst_recovery = self.worst_recovery.max(report.recovery);
+                for (word, count) in report.errors {
+                    *self.errors.entry(word).or_default() += count;
+                }
+            }
+            Err(failure) => {
+                println!("{}", failure.text());
+                self.simulated += failure.simulated;
+                self.failures.push(failure);
+            }
+        }
+    }
+
+    /// One line for people.
+    pub fn line(&self) -> String {
+        format!(
+            "{} seeds, {:.0} simulated seconds in {:.1} s ({:.1} simulated per second): {} writes acknowledged, {} in \
+             doubt, {} refused, {} reads, {} standby reads, {} terms, slowest recovery {:.1} s, errors {:?}",
+            self.runs,
+            self.simulated.as_secs_f64(),
+            self.wall.as_secs_f64(),
+            self.simulated.as_secs_f64() / self.wall.as_secs_f64().max(1e-9),
+            self.acked,
+            self.doubts,
+            self.refused,
+            self.reads,
+            self.standby_reads,
+            self.terms,
+            self.worst_recovery.as_secs_f64(),
+            self.errors,
+        )
+    }
+}
+
+impl Failure {
+    pub fn text(&self) -> String {
+        let last = &self.last_events[self.last_events.len().saturating_sub(40)..];
+        format!(
+            "seed {} failed after {:.3} simulated seconds: {}\nlast events:\n  {}\nagain with: tools/sim --seed {} --seeds 1",
+            self.seed,
+            self.simulated.as_secs_f64(),
+            self.why,
+            last.join("\n  "),
+            self.seed
+        )
+    }
+}
