@@ -21,6 +21,9 @@ pub struct LoadOptions {
     pub clients: usize,
     /// Commands sent together before their replies are awaited.
     pub pipeline: usize,
+    /// Ends each batch with WAIT for this many replicas, and counts its commands when that is answered. For servers
+    /// whose replies do not wait for replicas by themselves. 0: no WAIT.
+    pub wait: u32,
     pub duration: Duration,
     pub workload: Workload,
     pub value_bytes: usize,
@@ -73,6 +76,8 @@ const REDIAL: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long replies are awaited after the end.
 const DRAIN: Duration = Duration::from_secs(1);
+/// How long a server may wait for its replicas.
+const WAIT_TIMEOUT_MS: &str = "5000";
 /// Commands of one batch while filling.
 const FILL_BATCH: u64 = 64;
 
@@ -93,6 +98,8 @@ struct Client {
     link: Link,
     sending: bool,
     waiting: usize,
+    /// Successes of the batch whose WAIT is not answered yet.
+    unconfirmed: u64,
     /// The server said READONLY: go on to the next one when the batch is over.
     leaving: bool,
     sent_at: Mono,
@@ -146,6 +153,7 @@ pub fn run<S: Seam>(
             link: Link::Resting(began),
             sending: false,
             waiting: 0,
+            unconfirmed: 0,
             leaving: false,
             sent_at: began,
             input: Vec::new(),
@@ -346,6 +354,7 @@ impl<S: Seam> Engine<'_, S> {
         client.input.clear();
         client.parser = ReplyParser::new();
         (client.sending, client.waiting, client.leaving) = (false, 0, false);
+        client.unconfirmed = 0;
         match &self.options.password {
             Some(password) => {
                 client.link = Link::Greeting(conn);
@@ -381,7 +390,11 @@ impl<S: Seam> Engine<'_, S> {
             Phase::Drain => 0,
             Phase::Measure => {
                 (0..self.options.pipeline).for_each(|_| self.generator.next(&mut bytes));
-                self.options.pipeline
+                if self.options.wait > 0 {
+                    let replicas = self.options.wait.to_string();
+                    write_request(&["WAIT", &replicas, WAIT_TIMEOUT_MS], &mut bytes);
+                }
+                self.options.pipeline + usize::from(self.options.wait > 0)
             }
             Phase::Fill { next } => {
                 let end = self.options.keys.min(*next + FILL_BATCH);
@@ -476,6 +489,7 @@ impl<S: Seam> Engine<'_, S> {
             return;
         }
         let measured = matches!(self.phase, Phase::Measure);
+        let confirms = self.options.wait > 0 && !matches!(self.phase, Phase::Fill { .. });
         if error {
             let text = String::from_utf8_lossy(&reply[1..]).into_owned();
             self.note_error(&text);
@@ -487,16 +501,38 @@ impl<S: Seam> Engine<'_, S> {
             }
             return;
         }
-        self.report.ok += u64::from(!matches!(self.phase, Phase::Drain));
-        if !measured {
+        match confirms {
+            false => self.succeeded(index, 1, now),
+            true if self.clients[index].waiting > 0 => self.clients[index].unconfirmed += 1,
+            true => self.confirmed(index, reply, now),
+        }
+    }
+
+    /// The answer to WAIT decides over the batch in front of it.
+    fn confirmed(&mut self, index: usize, reply: &[u8], now: Mono) {
+        let count = std::mem::take(&mut self.clients[index].unconfirmed);
+        let number = std::str::from_utf8(reply).ok().and_then(|text| text.strip_prefix(':'));
+        let replicas: u32 = number.and_then(|text| text.trim_end().parse().ok()).unwrap_or(0);
+        match replicas >= self.options.wait {
+            true => self.succeeded(index, count, now),
+            false => (0..count).for_each(|_| self.note_error("UNREPLICATED")),
+        }
+    }
+
+    fn succeeded(&mut self, index: usize, count: u64, now: Mono) {
+        if count == 0 || matches!(self.phase, Phase::Drain) {
+            return;
+        }
+        self.report.ok += count;
+        if !matches!(self.phase, Phase::Measure) {
             return;
         }
         let took = now.since(self.clients[index].sent_at);
-        self.latency.record(took);
+        (0..count).for_each(|_| self.latency.record(took));
         self.longest_gap = self.longest_gap.max(now.since(self.last_ok));
         self.last_ok = now;
         if let Some(slice) = self.slice(now) {
-            slice.ok += 1;
+            slice.ok += count;
             slice.max_us = slice.max_us.max(took.as_micros() as u64);
         }
     }
@@ -577,6 +613,7 @@ mod tests {
             servers: vec!["127.0.0.1:1".parse().unwrap()],
             clients: 4,
             pipeline: 8,
+            wait: 0,
             duration: Duration::from_secs(2),
             workload,
             value_bytes: 10,
@@ -616,6 +653,20 @@ mod tests {
         assert!(report.unwrap().ok > 10_000);
         assert_eq!(seam.keys.len(), 100, "every key was written before the reads");
         assert!(seam.keys.values().all(|count| *count == 1));
+    }
+
+    #[test]
+    fn with_wait_only_confirmed_commands_count() {
+        let waiting = LoadOptions { wait: 1, ..options(Workload::Set) };
+        let script = Script { delay: DELAY, replicas: 1, ..Script::default() };
+        let report = measure(script, &waiting).0.unwrap();
+        assert!((31_900..=32_032).contains(&report.ok), "{}", report.ok);
+        assert_eq!(report.error_count(), 0);
+        assert_eq!(report.slices.iter().map(|slice| slice.ok).sum::<u64>(), report.ok);
+
+        let report = measure(Script { delay: DELAY, ..Script::default() }, &waiting).0.unwrap();
+        assert_eq!(report.ok, 0, "nobody holds a copy");
+        assert!(report.errors["UNREPLICATED"] > 31_000);
     }
 
     #[test]

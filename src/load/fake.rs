@@ -23,6 +23,8 @@ pub struct Script {
     /// This server answers every write with READONLY.
     pub readonly: Option<SocketAddr>,
     pub password: Option<String>,
+    /// The answer to WAIT.
+    pub replicas: u32,
     /// Replies arrive in pieces of this many bytes.
     pub piece_bytes: usize,
 }
@@ -88,6 +90,7 @@ impl FakeSeam {
                 b"AUTH" if self.script.password.as_deref().map(str::as_bytes) == args.get(1) => {
                     reply.extend_from_slice(b"+OK\r\n");
                 }
+                b"WAIT" => reply.extend_from_slice(format!(":{}\r\n", self.script.replicas).as_bytes()),
                 b"AUTH" => reply.extend_from_slice(b"-WRONGPASS no\r\n"),
                 _ if readonly => {
                     reply.extend_from_slice(b"-READONLY You can't write against a read only replica.\r\n")

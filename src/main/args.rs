@@ -306,6 +306,10 @@ pub struct Bench {
     /// Commands sent together before their replies are awaited
     #[arg(long, default_value_t = 1)]
     pub pipeline: usize,
+    /// End each batch with WAIT for this many replicas, and count its commands when that is answered: for servers
+    /// whose replies do not wait by themselves
+    #[arg(long, default_value_t = 0)]
+    pub wait: u32,
     #[arg(long, default_value_t = 10)]
     pub seconds: u64,
     #[arg(long, value_enum, default_value = "set")]

@@ -37,6 +37,7 @@ pub fn bench(common: &Common, verb: &Bench) -> Outcome {
         servers,
         clients: verb.clients,
         pipeline: verb.pipeline,
+        wait: verb.wait,
         duration: Duration::from_secs(verb.seconds.max(1)),
         workload: workload(verb),
         value_bytes: verb.value_bytes,
