@@ -242,8 +242,7 @@ impl RoleMachine {
                 if fork == log.end {
                     return self.forward(now, log, r, source, out);
                 }
-                let ticket = self.ticket();
-                out.push(Effect::Truncate { ticket, to: fork });
+                let ticket = self.truncate(fork, out);
                 r.stage = Stage::Cut { ticket, done: false, source };
                 Step::Stay
             }

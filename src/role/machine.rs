@@ -136,6 +136,8 @@ pub struct RoleMachine {
     /// The history that is on its way to disk, before the log is cut or continued to match it. Until then
     /// `control.history` goes on describing the log as it is.
     pub(super) rewriting: Option<History>,
+    /// A truncation that was ordered and not yet reported. No fence is complete before it is.
+    pub(super) cutting: Option<u64>,
     /// The started term that this log cannot follow.
     pub(super) blocked: Option<Term>,
     pub(super) last_followed: Option<(NodeId, Term)>,
@@ -175,6 +177,7 @@ impl RoleMachine {
             highest: control.promised.number,
             appending: None,
             rewriting: None,
+            cutting: None,
             blocked: None,
             last_followed: None,
             next_probe: now,
@@ -470,7 +473,7 @@ impl RoleMachine {
 
     /// True when the promise is durable and the log at rest.
     pub(super) fn fenced(&self, fence: &Fence, log: &LogView) -> bool {
-        let done = fence.drained && self.durable >= fence.image;
+        let done = fence.drained && self.durable >= fence.image && self.cutting.is_none();
         let at_rest = log.flushed.lsn() == log.end || planted(Bug::AckAfterPromise);
         assert!(!done || at_rest, "a drained log is flushed to its end");
         done
@@ -491,7 +494,17 @@ impl RoleMachine {
         }
     }
 
+    /// Orders the log cut at `to`; the history that says so is durable.
+    pub(super) fn truncate(&mut self, to: Lsn, out: &mut Vec<Effect>) -> u64 {
+        assert!(self.cutting.is_none(), "one cut at a time: every procedure is fenced first");
+        let ticket = self.ticket();
+        self.cutting = Some(ticket);
+        out.push(Effect::Truncate { ticket, to });
+        ticket
+    }
+
     fn truncated(&mut self, log: &LogView, ticket: u64, out: &mut Vec<Effect>) {
+        self.cutting.take_if(|cutting| *cutting == ticket);
         if self.control.pending.as_ref().is_some_and(|pending| pending.end > log.end) {
             self.control.pending = None;
             self.persist(out);
