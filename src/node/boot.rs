@@ -123,7 +123,9 @@ impl<S: Seam> Node<S> {
         let folder = Folder::new(&config.data);
         let control_paths = folder.control();
         let here = match seam.list(folder.root()) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("reading the data folder")(e)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(io("reading the data folder")(e));
+            }
             listed => listed.unwrap_or_default(),
         };
         if !here.iter().any(|name| name.starts_with("control.")) {

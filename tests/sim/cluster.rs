@@ -90,7 +90,16 @@ impl Cluster {
         }
         let client_host = world.add_host(ip(100));
         let client = world.seam(client_host);
-        let mut cluster = Cluster { world, machines, client_host, client, client_events: Vec::new(), problems: Vec::new(), ended: Vec::new(), next_op: 0 };
+        let mut cluster = Cluster {
+            world,
+            machines,
+            client_host,
+            client,
+            client_events: Vec::new(),
+            problems: Vec::new(),
+            ended: Vec::new(),
+            next_op: 0,
+        };
         for node in 1..=nodes {
             let role = (node == 1).then_some(StartRole::Primary);
             cluster.start(node, role);
@@ -105,7 +114,8 @@ impl Cluster {
         machine.start_at = None;
         let seam = self.world.seam(machine.host);
         let _told = watch::node(node, self.world.now());
-        let options = BootOptions { role, checkpoint_bytes: 512 << 10, ..BootOptions::new(machine.config.clone()) };
+        let options =
+            BootOptions { role, checkpoint_bytes: 512 << 10, ..BootOptions::new(machine.config.clone()) };
         match Node::boot(seam, options) {
             Ok(mut up) => match up.listen() {
                 Ok(_) => machine.node = Some(up),
@@ -276,7 +286,8 @@ impl Cluster {
                 match event {
                     Event::Received { conn: c, bytes } if c == conn => {
                         reply.extend_from_slice(&bytes);
-                        let whole = ReplyParser::new().parse(&reply, &ReplyLimits::default()).expect("a reply");
+                        let whole =
+                            ReplyParser::new().parse(&reply, &ReplyLimits::default()).expect("a reply");
                         if whole == Some(reply.len()) {
                             return Some(reply);
                         }

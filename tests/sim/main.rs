@@ -70,7 +70,8 @@ fn fresh_seeds_keep_every_promise() {
     let threads = number_from("BATON_SIM_THREADS").unwrap_or(2) as usize;
     println!("base seed {base}, {count} seeds");
     watch::begin();
-    let summary = seeds::run_many(base, count, threads, number_from("BATON_SIM_FAILURES").unwrap_or(1) as usize);
+    let summary =
+        seeds::run_many(base, count, threads, number_from("BATON_SIM_FAILURES").unwrap_or(1) as usize);
     println!("{}", summary.line());
     assert!(summary.failures.is_empty(), "seed {} failed", summary.failures[0].seed);
 }

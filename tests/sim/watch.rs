@@ -40,8 +40,15 @@ impl FormatTime for Clock {
 pub fn begin() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        if let Some(level) = std::env::var("BATON_SIM_LOG").ok().and_then(|text| text.parse::<tracing::Level>().ok()) {
-            tracing_subscriber::fmt().with_max_level(level).with_timer(Clock).with_target(false).with_ansi(false).init();
+        if let Some(level) =
+            std::env::var("BATON_SIM_LOG").ok().and_then(|text| text.parse::<tracing::Level>().ok())
+        {
+            tracing_subscriber::fmt()
+                .with_max_level(level)
+                .with_timer(Clock)
+                .with_target(false)
+                .with_ansi(false)
+                .init();
         }
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
