@@ -319,7 +319,8 @@ impl Links {
         seam.submit(Op::Close { conn });
     }
 
-    /// Ends a link after telling the peer why.
+    /// Ends a link after telling the peer why. The session that stood is returned: for this node the link is down from
+    /// here on, before the peer can notice.
     pub fn goodbye<S: Seam>(
         &mut self,
         seam: &mut S,
@@ -327,9 +328,14 @@ impl Links {
         now: Mono,
         reason: GoodbyeReason,
         text: &str,
-    ) {
+    ) -> Option<Session> {
         self.send(seam, conn, now, &Message::Goodbye { reason, text: cut(text.to_string()) });
         seam.submit(Op::Close { conn });
+        let link = self.links.get_mut(&conn)?;
+        match std::mem::replace(&mut link.phase, Phase::Closing(None)) {
+            Phase::Up(session) => Some(session),
+            _ => None,
+        }
     }
 
     fn close_when_sent<S: Seam>(&mut self, seam: &mut S, conn: ConnId) {

@@ -121,13 +121,10 @@ impl<S: Seam> Node<S> {
 
     fn break_link(&mut self, conn: ConnId, text: &str) {
         tracing::warn!(text, "closing a peer link");
-        self.links.goodbye(
-            &mut self.seam,
-            conn,
-            self.now,
-            crate::replication::wire::GoodbyeReason::Protocol,
-            text,
-        );
+        let reason = crate::replication::wire::GoodbyeReason::Protocol;
+        if let Some(session) = self.links.goodbye(&mut self.seam, conn, self.now, reason, text) {
+            self.link_down(conn, &session, false);
+        }
     }
 
     /// The term in which this node sends its log, if it may.
