@@ -415,7 +415,7 @@ impl Parts {
         node.tell_role(Input::Tick);
         match options.role {
             Some(StartRole::Primary) => {
-                let command = Command::RequestPrimary { alone: options.alone, force: options.alone };
+                let command = Command::RequestPrimary { alone: options.alone, force: false };
                 node.tell_role(Input::Command { op: super::admin::START_OP, command });
             }
             Some(StartRole::Standby | StartRole::CascadeStandby | StartRole::Pending) | None => {}

@@ -258,7 +258,8 @@ impl<S: Seam> Node<S> {
             };
             return Mode::Primary { writes };
         }
-        if self.role.leading().is_some() || self.exit.is_some() {
+        // A leader that has promised, or whose clients are held, shows speculative shards and has no lease.
+        if self.executed || self.role.leading().is_some() || self.exit.is_some() {
             return Mode::Closed(errors::NOT_SERVING);
         }
         if self.data.applied.lsn() < self.readable_from {
@@ -619,7 +620,8 @@ impl<S: Seam> Node<S> {
         if request.stamp > self.groups.at(self.log.wal.end().end) {
             return (false, 0);
         }
-        let end = self.groups.end_of(request.stamp).unwrap_or_default();
+        // A group that was forgotten is committed; nobody is counted for less than the commit index then.
+        let end = self.groups.end_of(request.stamp).unwrap_or(self.committed.lsn());
         let local = self.log.wal.flushed().lsn() >= end;
         let count = match (&self.streams.progress, request.local) {
             (None, _) => 0,

@@ -134,7 +134,11 @@ impl<S: Seam> Node<S> {
     fn lead(&mut self, term: Term) {
         tracing::info!(%term, end = %self.log.wal.end().end, "leading: waiting for the term-start frame to commit");
         self.acks_stopped = false;
-        self.forget_groups();
+        // A leader that recruits again above a promise still holds replies of its own uncommitted groups: their stamps
+        // stay what they are, and leave only when the new term's first frame commits them.
+        if !self.executed {
+            self.forget_groups();
+        }
         self.links.set_session(term);
         self.streams.lead(term, self.now);
     }

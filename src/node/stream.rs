@@ -16,7 +16,7 @@ use crate::replication::{
     Step, StreamKind,
 };
 use crate::role::{FastForwardFailure, Input, RoleMessage, Verdict};
-use crate::wal::{ReadLog, Wal};
+use crate::wal::Wal;
 
 use super::Node;
 use super::links::LinkEvent;
@@ -34,12 +34,20 @@ struct Source<'a>(&'a Wal);
 
 impl LogSource for Source<'_> {
     fn frames_from(&self, at: Lsn, max_bytes: usize) -> Pulled {
-        match self.0.read_from(at, max_bytes) {
-            ReadLog::Frames(frames) => Pulled::Memory(frames),
-            ReadLog::OnDisk { .. } => Pulled::OnDisk,
-            ReadLog::Gone { first } => Pulled::Removed { oldest: first },
-            ReadLog::End | ReadLog::NoBorder => Pulled::End,
-        }
+        self.0.read_from(at, max_bytes).into()
+    }
+}
+
+/// Why an upstream does not stream, as an operator reads it in the state's detail.
+fn refused_in_words(reason: &RefuseReason) -> &'static str {
+    match reason {
+        RefuseReason::NotUpstream { .. } => "Connecting",
+        RefuseReason::Diverged { .. } => "WAL diverged",
+        RefuseReason::WalRemoved { .. } => "WAL segment removed",
+        RefuseReason::ChainMismatch { .. } => "WAL damaged",
+        RefuseReason::OtherTerm { .. } => "Connecting (another term leads)",
+        RefuseReason::TooMany => "Connecting (no free place)",
+        _ => "Connecting (the upstream refuses)",
     }
 }
 
@@ -472,7 +480,7 @@ impl<S: Seam> Node<S> {
             self.streams.receiver = None;
         }
         tracing::warn!(reason = ?refusal.reason, text = refusal.text, %term, "the upstream refuses the stream");
-        self.streams.refused = Some(format!("{:?}", refusal.reason));
+        self.streams.refused = Some(refused_in_words(&refusal.reason).to_string());
         self.streams.request_after = self.now + REQUEST_AGAIN;
         if let RefuseReason::OtherTerm { term: promised } = refusal.reason
             && let Some((by, _)) = self.streams.upstream

@@ -4,7 +4,7 @@
 //! a fence: acks stopped, promise durable, log drained. A stronger input (a higher term) replaces the procedure; late
 //! answers to the old one carry its tickets and are ignored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::candidate::{Recruit, Stage};
@@ -129,6 +129,8 @@ pub struct RoleMachine {
     pub(super) grants: Grants,
     pub(super) lease: LeaderLease,
     pub(super) lives: BTreeMap<NodeId, Incarnation>,
+    /// Peers whose process is known to have let go and that have not come back: nobody waits for their answer.
+    pub(super) gone: BTreeSet<NodeId>,
     /// Highest term number met anywhere: a new term goes above it.
     pub(super) highest: u64,
     /// A term-start frame that was ordered and not yet reported, with the generation it carries.
@@ -174,6 +176,7 @@ impl RoleMachine {
             grants: Grants::new(now, config.lease, written),
             lease: LeaderLease::default(),
             lives: BTreeMap::new(),
+            gone: BTreeSet::new(),
             highest: control.promised.number,
             appending: None,
             rewriting: None,
@@ -229,12 +232,14 @@ impl RoleMachine {
             }
             Input::PeerUp { node, incarnation } => {
                 self.lives.insert(node, incarnation);
+                self.gone.remove(&node);
                 let message = self.announcement(log.end).unwrap_or(RoleMessage::StatusProbe);
                 out.push(Effect::Send { to: node, message });
             }
             Input::PeerDown { node, process_gone } => {
                 self.lease.forget(node, now);
                 if process_gone {
+                    self.gone.insert(node);
                     self.grants.process_gone(node);
                     if let Phase::Following(following) = &mut self.phase
                         && following.leader == node
