@@ -91,8 +91,10 @@ impl Need {
 
 #[derive(Debug)]
 struct Gate {
-    /// Position behind the reply, counted from the client's first reply byte.
+    /// Position behind the replies, counted from the client's first reply byte.
     end: u64,
+    /// Replies behind this gate: more than one only when they wait for nothing.
+    replies: u32,
     need: Need,
     since: Mono,
 }
@@ -115,10 +117,17 @@ impl Replies {
     /// Puts a gate behind everything appended since the last gate.
     pub fn close_gate(&mut self, need: Need, now: Mono) {
         let end = self.base + self.bytes.len() as u64;
+        if self.gates.back().map_or(self.base, |last| last.end) == end {
+            // A muted command, or an empty line: nobody waits for a reply.
+            return;
+        }
         match self.gates.back_mut() {
             // Runs of replies that wait for nothing need one gate only.
-            Some(last) if last.need == need && need == Need::NOTHING => last.end = end,
-            _ => self.gates.push_back(Gate { end, need, since: now }),
+            Some(last) if last.need == need && need == Need::NOTHING => {
+                last.end = end;
+                last.replies += 1;
+            }
+            _ => self.gates.push_back(Gate { end, replies: 1, need, since: now }),
         }
     }
 
@@ -158,15 +167,21 @@ impl Replies {
     /// Replaces every held reply: `text(need)` gives the error line for one reply. All gates open.
     pub fn replace_held(&mut self, mut text: impl FnMut(&Need) -> String) {
         let mut replaced = Vec::new();
+        // One line for each reply: on a connection that goes on, every later answer would otherwise be taken for
+        // that of an earlier command.
         for gate in &self.gates {
-            replaced.extend_from_slice(text(&gate.need).as_bytes());
-            replaced.extend_from_slice(b"\r\n");
+            for _ in 0..gate.replies {
+                replaced.extend_from_slice(text(&gate.need).as_bytes());
+                replaced.extend_from_slice(b"\r\n");
+            }
         }
         let now = self.gates.front().map_or(Mono(0), |g| g.since);
+        let replies = self.gates.iter().map(|gate| gate.replies).sum();
         self.gates.clear();
         self.bytes = replaced;
         if !self.bytes.is_empty() {
-            self.close_gate(Need::NOTHING, now);
+            let end = self.base + self.bytes.len() as u64;
+            self.gates.push_back(Gate { end, replies, need: Need::NOTHING, since: now });
         }
     }
 
@@ -236,5 +251,24 @@ mod tests {
         let mut out = Vec::new();
         replies.release(&Watermarks::NONE, &mut out);
         assert_eq!(out, b"-UNKNOWN 7\r\n-UNKNOWN 8\r\n");
+    }
+
+    #[test]
+    fn as_many_errors_as_replies_were_held() {
+        let mut replies = Replies::default();
+        let mut answer = |bytes: &[u8], need| {
+            replies.buffer().extend_from_slice(bytes);
+            replies.close_gate(need, Mono(1));
+        };
+        answer(b"+OK\r\n", need(7, 7, Level::On));
+        answer(b"+PONG\r\n", Need::NOTHING);
+        answer(b"+PONG\r\n", Need::NOTHING);
+        // A muted write has no reply, so nothing may be answered for it either.
+        answer(b"", need(8, 8, Level::On));
+        answer(b"+OK\r\n", need(9, 9, Level::On));
+        replies.replace_held(|n| format!("-E {}", n.wrote.0));
+        let mut out = Vec::new();
+        replies.release(&Watermarks::NONE, &mut out);
+        assert_eq!(out, b"-E 7\r\n-E 0\r\n-E 0\r\n-E 9\r\n");
     }
 }
