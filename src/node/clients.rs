@@ -699,6 +699,8 @@ impl<S: Seam> Node<S> {
 
 /// A write whose OK says nothing about the data that was there.
 fn blind_write(args: &crate::resp::Args<'_>) -> bool {
-    let name = args.at(0);
-    (name.eq_ignore_ascii_case(b"set") && args.len() == 3) || name.eq_ignore_ascii_case(b"mset")
+    // An empty line is a request without words.
+    args.get(0).is_some_and(|name| {
+        (name.eq_ignore_ascii_case(b"set") && args.len() == 3) || name.eq_ignore_ascii_case(b"mset")
+    })
 }
