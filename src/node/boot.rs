@@ -136,7 +136,7 @@ impl<S: Seam> Node<S> {
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Err(BootError::Locked),
             Err(e) => return Err(BootError::Io { what: "locking the data folder", error: e }),
         }
-        let control = read_control(seam, &folder, config.node)?;
+        let mut control = read_control(seam, &folder, config.node)?;
         if control.cluster_name != config.cluster {
             return Err(BootError::OtherCluster { found: control.cluster_name, configured: config.cluster });
         }
@@ -144,6 +144,9 @@ impl<S: Seam> Node<S> {
         let b = seam.open(&control_paths[1], Open::Existing).map_err(io("opening control.b"))?;
         let (store, superblock, pages) = open_store(seam, &folder, &config, &control)?;
         let (recovered, policies) = recover_log(seam, &folder, &control, &store)?;
+        if matches!(recovered.verdict, Verdict::Damaged { .. }) && control.status == DataStatus::Whole {
+            remember_damage(seam, &folder, &mut control)?;
+        }
         Ok(Parts {
             options,
             folder,
@@ -156,6 +159,21 @@ impl<S: Seam> Node<S> {
             policies,
         })
     }
+}
+
+/// Makes it durable that the log is not whole: the repair overwrites the evidence, and a crash in the middle of it must
+/// not leave a node that counts without what it had acknowledged.
+fn remember_damage<S: Seam>(
+    seam: &mut S,
+    folder: &Folder,
+    control: &mut ControlState,
+) -> Result<(), BootError> {
+    control.status = DataStatus::Damaged;
+    control.generation += 1;
+    for path in folder.control() {
+        heal_control(seam, &path, control).map_err(io("noting in the control copies that the log is damaged"))?;
+    }
+    Ok(())
 }
 
 /// Reads both control copies and heals a bad one.
@@ -360,6 +378,7 @@ impl Parts {
             log: Log::new(wal, keeper, whole, segment_bytes),
             log_moved: true,
             log_failure_told: false,
+            repair_told: false,
             disk_full: false,
             groups: Groups::default(),
             committed,

@@ -108,6 +108,7 @@ pub struct Node<S: Seam> {
     log: Log,
     log_moved: bool,
     log_failure_told: bool,
+    repair_told: bool,
     disk_full: bool,
     groups: Groups,
     committed: CommittedLsn,

@@ -141,6 +141,8 @@ impl<S: Seam> Node<S> {
         }
         self.links.set_session(term);
         self.streams.lead(term, self.now);
+        // The term-start frame may be flushed already, and nobody else may have to acknowledge it.
+        self.log_moved = true;
     }
 
     /// Leadership is over: clients learn what is unknown, uncommitted changes are taken back.

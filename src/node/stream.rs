@@ -15,7 +15,7 @@ use crate::replication::{
     FetchServer, Fetched, Fetcher, LogSource, LogView, Message, Outbound, Pulled, Receiver, Sender, Session,
     Step, StreamKind,
 };
-use crate::role::{FastForwardFailure, Input, RoleMessage, Verdict};
+use crate::role::{DataStatus, FastForwardFailure, Input, RoleMessage, Verdict};
 use crate::wal::Wal;
 
 use super::Node;
@@ -88,9 +88,9 @@ impl<S: Seam> Node<S> {
         }
         // A process that dies lets go of all its links. As long as one stands, the end of another is a decision that a
         // living process took, and proves nothing (protocol 2.10).
-        if self.links.any_to(node).is_none() {
-            self.tell_role(Input::PeerDown { node, process_gone });
-        }
+        // A leader counts no grant of a peer that lost any link to it: that peer may judge differently.
+        let process_gone = process_gone && self.links.any_to(node).is_none();
+        self.tell_role(Input::PeerDown { node, process_gone });
     }
 
     fn peer_message(&mut self, conn: ConnId, session: &Session, envelope: Envelope) {
@@ -464,7 +464,7 @@ impl<S: Seam> Node<S> {
             Ok(receiver) => {
                 tracing::info!(leader = %from, %term, from = %start.from, "stream started");
                 self.streams.refused = None;
-                self.streams.receiver = Some(ReceiverSlot { conn, leader: from, receiver });
+                self.streams.receiver = Some(ReceiverSlot { conn, leader: from, receiver, begun_at: start.end });
                 self.leader_heard(from, term, start.end);
                 self.standby_progress();
             }
@@ -576,12 +576,29 @@ impl<S: Seam> Node<S> {
         slot.receiver.applied(self.data.applied);
         let (conn, leader, session) = (slot.conn, slot.leader, slot.receiver.session());
         let commit = slot.receiver.redo_limit().lsn();
+        let repaired = commit >= slot.begun_at && flushed.lsn() >= slot.begun_at;
         let allowed = !self.acks_stopped && self.role.may_ack(leader, session);
         let ack = if allowed { slot.receiver.take_ack() } else { None };
         if let Some(ack) = ack {
             self.links.send_in(&mut self.seam, conn, self.now, session, &Message::Ack(ack));
         }
         self.set_committed(commit);
+        if repaired {
+            self.check_repaired();
+        }
+    }
+
+    /// A damaged log is whole again once everything that the leader held when the stream started is committed and
+    /// flushed here: nothing that this node ever acknowledged can be missing then.
+    fn check_repaired(&mut self) {
+        let damaged = self.role.control().status == DataStatus::Damaged;
+        if !damaged || self.log.wal.damaged().is_some() || std::mem::replace(&mut self.repair_told, true) {
+            return;
+        }
+        tracing::info!(end = %self.log.wal.end().end, "the log is whole again, repaired by the stream");
+        self.log.whole = true;
+        let (status, incarnation) = (DataStatus::Whole, self.identity.incarnation);
+        self.tell_role(Input::DataChanged { status, incarnation, history: None, policy: None });
     }
 
     // ---- fast-forward ----
