@@ -171,7 +171,8 @@ fn remember_damage<S: Seam>(
     control.status = DataStatus::Damaged;
     control.generation += 1;
     for path in folder.control() {
-        heal_control(seam, &path, control).map_err(io("noting in the control copies that the log is damaged"))?;
+        heal_control(seam, &path, control)
+            .map_err(io("noting in the control copies that the log is damaged"))?;
     }
     Ok(())
 }

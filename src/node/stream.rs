@@ -464,7 +464,8 @@ impl<S: Seam> Node<S> {
             Ok(receiver) => {
                 tracing::info!(leader = %from, %term, from = %start.from, "stream started");
                 self.streams.refused = None;
-                self.streams.receiver = Some(ReceiverSlot { conn, leader: from, receiver, begun_at: start.end });
+                self.streams.receiver =
+                    Some(ReceiverSlot { conn, leader: from, receiver, begun_at: start.end });
                 self.leader_heard(from, term, start.end);
                 self.standby_progress();
             }
