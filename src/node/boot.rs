@@ -143,6 +143,8 @@ impl<S: Seam> Node<S> {
         let a = seam.open(&control_paths[0], Open::Existing).map_err(io("opening control.a"))?;
         let b = seam.open(&control_paths[1], Open::Existing).map_err(io("opening control.b"))?;
         let (store, superblock, pages) = open_store(seam, &folder, &config, &control)?;
+        // A rename by the last process may not be durable yet.
+        seam.sync_folder(&folder.wal()).map_err(io("syncing the log folder"))?;
         let (recovered, policies) = recover_log(seam, &folder, &control, &store)?;
         if matches!(recovered.verdict, Verdict::Damaged { .. }) && control.status == DataStatus::Whole {
             remember_damage(seam, &folder, &mut control)?;

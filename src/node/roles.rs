@@ -196,6 +196,7 @@ impl<S: Seam> Node<S> {
         if !self.committed.advance(committed) {
             return;
         }
+        self.log.wal.note_committed(self.committed);
         if self.executed {
             let stamp = self.groups.at(committed);
             self.data.store.commit_through(stamp);
