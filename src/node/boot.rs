@@ -183,8 +183,17 @@ fn remember_damage<S: Seam>(
 fn read_control<S: Seam>(seam: &mut S, folder: &Folder, node: NodeId) -> Result<ControlState, BootError> {
     let paths = folder.control();
     let mut copies = [None, None];
+    let mut refused = Vec::new();
     for (copy, path) in copies.iter_mut().zip(&paths) {
-        *copy = read_small(seam, path, CONTROL_BYTES * 2).ok().flatten();
+        match read_small(seam, path, CONTROL_BYTES * 2) {
+            Ok(bytes) => *copy = bytes,
+            Err(error) => refused.push(error),
+        }
+    }
+    // A disk that gives no bytes says nothing about what stands on it.
+    if refused.len() == 2 {
+        let error = refused.pop().expect("two of them");
+        return Err(BootError::Io { what: "reading the control file", error });
     }
     let trimmed = |c: &Option<Vec<u8>>| c.as_ref().map(|b| b[..b.len().min(CONTROL_BYTES)].to_vec());
     let (a, b) = (trimmed(&copies[0]), trimmed(&copies[1]));
