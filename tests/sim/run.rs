@@ -104,7 +104,9 @@ impl Run {
     }
 
     fn shaped(seed: u64, shape: &Shape, weather: Weather, mut rng: Prng) -> Run {
-        let sim = SimConfig::default();
+        let mut sim = SimConfig::default();
+        // A start that waits on a stalled disk gives up soon and is tried again.
+        sim.disk.stalled_now = Duration::from_millis(500);
         let cluster = Cluster::new(seed, shape.nodes, sim, "commit_timeout = \"2s\"");
         let world = cluster.world.clone();
         let mut hosts = Vec::new();
