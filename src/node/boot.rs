@@ -183,17 +183,16 @@ fn remember_damage<S: Seam>(
 fn read_control<S: Seam>(seam: &mut S, folder: &Folder, node: NodeId) -> Result<ControlState, BootError> {
     let paths = folder.control();
     let mut copies = [None, None];
-    let mut refused = Vec::new();
+    let mut unreadable = None;
     for (copy, path) in copies.iter_mut().zip(&paths) {
         match read_small(seam, path, CONTROL_BYTES * 2) {
-            Ok(bytes) => *copy = bytes,
-            Err(error) => refused.push(error),
+            Ok(read) => *copy = read,
+            Err(error) => unreadable = Some(error),
         }
     }
-    // A disk that gives no bytes says nothing about what stands on it.
-    if refused.len() == 2 {
-        let error = refused.pop().expect("two of them");
-        return Err(BootError::Io { what: "reading the control file", error });
+    // A disk that does not answer says nothing about what stands on it.
+    if let (Some(error), [None, None]) = (unreadable, &copies) {
+        return Err(io("reading the control copies")(error));
     }
     let trimmed = |c: &Option<Vec<u8>>| c.as_ref().map(|b| b[..b.len().min(CONTROL_BYTES)].to_vec());
     let (a, b) = (trimmed(&copies[0]), trimmed(&copies[1]));

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::base::limits::PAGE_BYTES;
+use crate::base::planted::{Bug, planted};
 use crate::base::{AlignedBuf, AppliedLsn, Lsn, ShardId, Stamp, WallMs};
 use crate::io::{ConnId, FileId, Op, Seam};
 use crate::record::{HEADER_BYTES, MERGE_VERSION, Record};
@@ -94,7 +95,7 @@ impl<S: Seam> Node<S> {
         if self.executed || self.data.redo_reading {
             return false;
         }
-        let limit = self.committed.lsn().min(self.log.wal.flushed().lsn());
+        let limit = self.apply_limit();
         let applied = self.data.applied.lsn();
         if applied >= limit {
             return false;
@@ -113,6 +114,12 @@ impl<S: Seam> Node<S> {
                 false
             }
         }
+    }
+
+    /// Nothing above the commit index is applied, and nothing that is not flushed here (protocol 2.1).
+    fn apply_limit(&self) -> Lsn {
+        let flushed = self.log.wal.flushed().lsn();
+        if planted(Bug::ApplyPastCommit) { flushed } else { self.committed.lsn().min(flushed) }
     }
 
     fn apply_frames(&mut self, frames: &[crate::wal::Frame], limit: Lsn) -> bool {
@@ -161,7 +168,7 @@ impl<S: Seam> Node<S> {
         self.data.redo_reading = false;
         match frames {
             Ok(frames) => {
-                let limit = self.committed.lsn().min(self.log.wal.flushed().lsn());
+                let limit = self.apply_limit();
                 let frames: Vec<_> =
                     frames.into_iter().filter(|(h, _)| h.first >= self.data.applied.lsn()).collect();
                 self.apply_frames(&frames, limit);

@@ -114,7 +114,11 @@ impl Links {
         for (conn, link) in &self.links {
             match &link.phase {
                 Phase::Up(_) if now.since(link.heard) > PEER_SILENCE_MAX => drop.push(*conn),
-                Phase::Up(_) if link.dialed.is_some() && now.since(link.said) >= PING_EVERY => {
+                // What this side says may be answered on another link: silence over here asks for a sign of life too.
+                Phase::Up(_)
+                    if link.dialed.is_some()
+                        && (now.since(link.said) >= PING_EVERY || now.since(link.heard) >= PING_EVERY) =>
+                {
                     ping.push(*conn)
                 }
                 Phase::Up(_) => {}

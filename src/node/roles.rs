@@ -1,5 +1,6 @@
 //! Carries out what the role machine orders, one effect after the other, and tells it what became of them.
 
+use crate::base::planted::{Bug, planted};
 use crate::base::{Lsn, NodeId, Stamp, Term};
 use crate::io::Seam;
 use crate::record::Record;
@@ -154,7 +155,10 @@ impl<S: Seam> Node<S> {
         self.close_clients_unknown();
         self.discard_open_group();
         if was_serving {
-            let stamp = self.groups.at(self.committed.lsn());
+            let mut stamp = self.groups.at(self.committed.lsn());
+            if planted(Bug::SpeculativeValueSurvivesDemotion) {
+                stamp = Stamp(self.log.wal.open_stamp().0 - 1);
+            }
             self.data.store.rollback_above(stamp);
             self.data.store.commit_through(stamp);
             self.data.applied.advance(self.committed.lsn());

@@ -139,9 +139,11 @@ impl ClientHost {
         let seam = world.seam(host);
         let clients = jobs
             .iter()
-            .map(|job| Client {
+            .enumerate()
+            .map(|(i, job)| Client {
                 job: *job,
-                weak: *job == Job::Work && rng.chance(0.1),
+                // The first is never weak: somebody must notice that service is back.
+                weak: i > 0 && *job == Job::Work && rng.chance(0.1),
                 target: 1,
                 phase: Phase::Idle { until: Mono(rng.below(50_000_000)) },
                 input: Vec::new(),

@@ -5,8 +5,10 @@ mod cluster;
 mod history;
 mod logs;
 mod operator;
+mod planted;
 mod run;
 mod seeds;
+mod storm;
 mod watch;
 
 use std::time::Duration;

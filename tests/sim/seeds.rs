@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use baton::base::Mono;
 use baton::base::planted::{Bug, plant};
 
-use super::run::{Report, Run};
+use super::run::{Report, Run, Weather};
 use super::watch;
 
 /// A run that broke a promise.
@@ -21,10 +21,14 @@ pub struct Failure {
     pub simulated: Duration,
 }
 
-/// Runs one seed.
-pub fn run_seed(seed: u64, bug: Option<Bug>) -> Result<Report, Failure> {
+/// Runs one seed in the weather of its own plan.
+pub fn run_seed(seed: u64) -> Result<Report, Failure> {
+    run_with(seed, Weather::Swarm, None)
+}
+
+pub fn run_with(seed: u64, weather: Weather, bug: Option<Bug>) -> Result<Report, Failure> {
     let _planted = bug.map(plant);
-    let mut run = Run::new(seed);
+    let mut run = Run::new(seed, weather);
     let world = run.cluster.world.clone();
     let result = match catch_unwind(AssertUnwindSafe(|| run.judge())) {
         Ok(result) => result,
@@ -78,7 +82,7 @@ pub fn run_many(base: u64, count: u64, threads: usize, failures_max: usize) -> S
                     if i >= count {
                         return;
                     }
-                    let result = run_seed(base.wrapping_add(i), None);
+                    let result = run_seed(base.wrapping_add(i));
                     let mut summary = summary.lock().expect("no thread panics with it");
                     summary.add(result);
                     if summary.failures.len() >= failures_max {
