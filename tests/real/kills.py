@@ -8,11 +8,13 @@ found later names the write that put it there. The promises:
   - a transaction is there as a whole or not at all.
 """
 
+import os
 import random
+import signal
 import threading
 import time
 
-from harness import Broken, Client, Error, Gone, Sandbox, run, wait_for, want
+from harness import Broken, Client, Error, Gone, Sandbox, encode, run, wait_for, want
 
 KEYS = 12
 BATCH = 6
@@ -394,6 +396,24 @@ class Cycles:
         self.load.progress()
         new.launch()
 
+    def pause_primary(self):
+        """The primary stands still, is replaced, and wakes up believing it still leads."""
+        old = self.sandbox.wait_primary()
+        pid = old.pid()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            time.sleep(self.dice.random() * 1.5)
+            new = self.dice.choice(self.others(old))
+            end = time.monotonic() + 25
+            while new.run("failover", "--timeout", "5s").returncode != 0:
+                want(time.monotonic() < end, f"nobody replaces a primary that stands still: {self.sandbox.roles()}")
+                time.sleep(0.1)
+            self.load.progress()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        self.sandbox.wait_standby(old)
+        want(old.pid() == pid, "the old primary died")
+
     def settle(self):
         """Every node up, one primary, the rest streams."""
         primary = self.sandbox.wait_primary()
@@ -404,10 +424,12 @@ class Cycles:
             self.sandbox.wait_standby(node)
 
     def one(self, number):
+        # Standing still costs seconds of silence: now and then is enough.
+        slow = len(self.sandbox.nodes) > 2 and number % 12 == 6
         kinds = [self.kill_primary] * 5 + [self.kill_standby] * 4 + [self.kill_primary_keep_it] + [self.kill_all] * 2
         if len(self.sandbox.nodes) > 2:
             kinds += [self.kill_during_failover]
-        kind = self.dice.choice(kinds)
+        kind = self.pause_primary if slow else self.dice.choice(kinds)
         name = kind.__name__
         self.done[name] = self.done.get(name, 0) + 1
         try:
@@ -473,7 +495,79 @@ def survives_stop_and_start(world):
         return load.counts()
 
 
+def in_step(world):
+    """A pipeline whose commits time out: one answer for each command, and the connection goes on in step."""
+    with Sandbox(world, "instep", 2, "--commit-timeout", "600ms") as sandbox:
+        primary, standby = sandbox.node(1), sandbox.node(2)
+        with primary.client() as client:
+            want(client.do("SET", "before", "1") == b"OK", "a first write")
+            pid = standby.pid()
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                commands = [("SET", "held", "2"), ("PING",), ("PING",), ("ECHO", "a"), ("MULTI",), ("SET", "held", "3"),
+                            ("INCR", "number"), ("EXEC",), ("PING",), ("PING",), ("SET", "held", "4"), ("GET", "held")]
+                replies, whole = client.all(commands)
+                want(whole, f"the connection ended: {replies}")
+                for command, reply in zip(commands, replies):
+                    word = reply.word if isinstance(reply, Error) else None
+                    if command[0] in ("EXEC",) or (command[0] == "SET" and reply != b"QUEUED"):
+                        # Inside MULTI a refused SET is an error line as well; it was never carried out by itself.
+                        want(word in ("UNKNOWN", "CLUSTERDOWN", "NOREPLICAS"), f"{command} without its standby: {reply}")
+                want([replies[0].word, replies[7].word, replies[10].word] == ["UNKNOWN"] * 3,
+                     f"writes in doubt are answered {replies}")
+                client.send(encode("ECHO", "in step"))
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            reply = client.read()
+            want(reply == b"in step" or isinstance(reply, Error), f"answers are out of step: ECHO gives {reply}")
+        sandbox.wait_standby(standby)
+
+        def goes_on():
+            with primary.client() as again:
+                return again.do("SET", "after", "1") == b"OK"
+
+        wait_for(goes_on, 15, "writes do not go on after the standby came back")
+        with primary.client() as client:
+            want(client.do("GET", "held") == b"4", "what was in doubt was committed in the end, in order")
+
+
+def judge(world):
+    """The judge itself: a loss that is made on purpose must not pass."""
+    with Sandbox(world, "judge", 1) as sandbox:
+        port = sandbox.node(1).port
+        load = Load(sandbox, writers=1)
+        load.start()
+        load.progress()
+        load.end()
+        writer = load.writers[0]
+        load.verify(port, whole=True)
+        with Client(port) as client:
+            unique = b"u:0:%d" % writer.unique_acked[-1]
+            for command, undo in [
+                ((b"DEL", unique), (b"SET", unique, b"%d" % writer.unique_acked[-1])),
+                ((b"DECR", b"c:0"), (b"INCR", b"c:0")),
+                ((b"SET", b"a:0", b"1"), (b"SET", b"a:0", b"%d" % writer.acked_last[b"pair"])),
+            ]:
+                must(client.do(*command))
+                try:
+                    load.verify(port, whole=True)
+                except Broken:
+                    pass
+                else:
+                    raise Broken(f"a planted loss is not found: {command}")
+                must(client.do(*undo))
+        load.verify(port, whole=True)
+        writer.refused.add(("unique", writer.unique_acked[-1]))
+        try:
+            load.verify(port, whole=True)
+        except Broken:
+            return "finds a lost key, a lost increment, a torn pair, a refused write"
+        raise Broken("a refused write that is there is not found")
+
+
 def checks(report, world):
+    report.check("the judge finds planted losses", judge, world)
+    report.check("answers stay in step when commits time out", in_step, world)
     many = 600 if world.long else 40
     few = 150 if world.long else 14
     report.check("kill -9 cycles, three nodes", cycles, world, 3, many)
