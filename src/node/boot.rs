@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::base::limits::{LEASE, RECENT_LOG_BYTES};
+use crate::base::limits::{GROUP_BYTES_EAGER, LEASE, RECENT_LOG_BYTES};
 use crate::base::{CommittedLsn, Lsn, NodeId, WallMs};
 use crate::config::Config;
 use crate::io::{FileId, Op, Open, Seam};
@@ -334,6 +334,7 @@ impl Parts {
                 cluster: control.cluster,
                 segment_bytes: control.segment_bytes,
                 frames_in_flight: options.frames_in_flight,
+                eager_bytes: std::env::var("BATON_EAGER").ok().and_then(|t| t.parse().ok()).unwrap_or(GROUP_BYTES_EAGER),
                 durable_writes: options.durable_writes,
                 recent_bytes: RECENT_LOG_BYTES.min((config.memory / 8) as usize),
             },
@@ -393,7 +394,7 @@ impl Parts {
             disk_full: false,
             groups: Groups::default(),
             committed,
-            commit_to_announce: false,
+            announce_at: None,
             acks_moved: false,
             data: Data::new(store, redo, applied, clock, pages, superblock),
             data_memory: Default::default(),

@@ -83,6 +83,8 @@ pub struct Clients {
     /// Run again in the next turn.
     again: Vec<ConnId>,
     replicas_waiting: Vec<ConnId>,
+    /// The newest group with a write whose reply waits until standbys have applied it.
+    pub apply_awaited: Stamp,
     pub accept_again: Vec<ListenerId>,
     /// Sessions to close, asked for by CLIENT KILL.
     pub kill: Vec<u64>,
@@ -132,6 +134,7 @@ impl Clients {
             gates: BTreeMap::new(),
             again: Vec::new(),
             replicas_waiting: Vec::new(),
+            apply_awaited: Stamp::COMMITTED,
             accept_again: Vec::new(),
             kill: Vec::new(),
             input_total: 0,
@@ -294,7 +297,6 @@ impl<S: Seam> Node<S> {
                         break;
                     }
                     client.used += consumed;
-                    client.parser = RequestParser::new();
                 }
                 Err(error) => {
                     let text = format!("ERR {error}");
@@ -378,6 +380,9 @@ impl<S: Seam> Node<S> {
         }
         let level = client.session.level.unwrap_or(self.default_level());
         let level = level_of(level);
+        if wrote && level == Level::RemoteApply {
+            self.clients.apply_awaited = stamp;
+        }
         let data = self.serving && client.session.touched_data();
         let need = Need {
             observed: if wrote && blind && level < Level::On { Stamp::COMMITTED } else { observed },
@@ -475,6 +480,11 @@ impl<S: Seam> Node<S> {
     fn wait_turn(&mut self, client: &mut Client) {
         client.waiting = Waiting::Turn;
         self.clients.again.push(client.conn);
+    }
+
+    /// Commands stand ready that only waited for their turn. Those held for memory wait for a checkpoint instead.
+    pub(super) fn turn_wanted(&self) -> bool {
+        !self.clients.again.is_empty() && !self.data.store.delta_full()
     }
 
     fn default_level(&self) -> CommitLevel {

@@ -142,13 +142,6 @@ impl Links {
         }
     }
 
-    /// When [`Links::tick`] is wanted next.
-    pub fn deadline(&self, now: Mono) -> Mono {
-        let dials =
-            self.dials.values().filter(|d| d.conn.is_none() && !d.connecting).map(|d| d.retry_at).min();
-        dials.unwrap_or(now + PING_EVERY).min(now + PING_EVERY)
-    }
-
     pub fn connected<S: Seam>(
         &mut self,
         seam: &mut S,

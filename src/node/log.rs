@@ -118,6 +118,8 @@ impl<S: Seam> Node<S> {
             match effect {
                 WalEffect::Write { id, segment, offset, data, durable } => match self.segment_file(segment) {
                     Ok(file) => {
+                        self.metrics.count.wal_writes += 1;
+                        self.metrics.count.wal_bytes_written += data.len() as u64;
                         self.seam.submit(Op::Write { token: token::wal(id), file, offset, data, durable })
                     }
                     Err(error) => self.wal_completed(id, Err(error)),
@@ -270,6 +272,7 @@ impl<S: Seam> Node<S> {
         match self.log.wal.seal(marks) {
             Ok(sealed) => {
                 self.groups.sealed(sealed.stamp, sealed.end);
+                self.metrics.count.frames_sealed += 1;
                 self.log_moved = true;
                 sealed.end
             }

@@ -112,7 +112,8 @@ pub struct Node<S: Seam> {
     disk_full: bool,
     groups: Groups,
     committed: CommittedLsn,
-    commit_to_announce: bool,
+    /// When standbys are told of the commit index by itself, if no frame has carried it until then.
+    announce_at: Option<Mono>,
     acks_moved: bool,
 
     data: Data,
@@ -221,7 +222,7 @@ impl<S: Seam> Node<S> {
             Event::Sent { conn, data, .. } => {
                 if self.links.owns(conn) {
                     self.links.sent(&mut self.seam, conn, data);
-                    self.feed(conn);
+                    self.feed_frames(conn);
                 } else {
                     self.client_sent(conn, data);
                 }
@@ -292,8 +293,14 @@ impl<S: Seam> Node<S> {
     }
 
     fn peer_bytes(&mut self, conn: crate::io::ConnId, bytes: &crate::io::ReceivedBytes) {
-        let members: Vec<(NodeId, Option<Incarnation>)> =
-            self.config.members.iter().map(|m| (m.node, self.role.bound_incarnation(m.node))).collect();
+        // Only a handshake asks who the members are.
+        let members: Vec<(NodeId, Option<Incarnation>)> = match self.links.session(conn) {
+            Some(_) => Vec::new(),
+            None => {
+                let bound = |node| self.role.bound_incarnation(node);
+                self.config.members.iter().map(|m| (m.node, bound(m.node))).collect()
+            }
+        };
         let mut events = std::mem::take(&mut self.link_events);
         self.links.received(&mut self.seam, conn, bytes, self.now, &members, &mut events);
         for event in events.drain(..) {
@@ -315,19 +322,16 @@ impl<S: Seam> Node<S> {
         if self.now >= self.tick_at {
             self.tick();
         }
-        self.seal_due();
-        self.drive_log();
-        self.feed_all();
+        // All that is submitted in a turn starts together at its end. So replies are let go first: the commands that
+        // they make room for belong to the group that is sealed now, and its frame carries the newest commit index.
         self.log_progress();
         self.pump_role();
-        // What just completed may let the next group go.
+        self.release_gates();
         self.seal_due();
         self.drive_log();
         self.feed_all();
-        self.flush_announcements();
         // Right behind a seal the open group is empty, which is where a checkpoint record must stand.
         self.log_checkpoints();
-        self.release_gates();
         let applying = self.apply_some();
         if applying || self.log_moved {
             self.standby_progress();
@@ -381,10 +385,11 @@ impl<S: Seam> Node<S> {
 
     fn set_deadline(&mut self, more: bool) {
         let sealable = self.executed && self.drain.is_none() && self.log.wal.wants_seal();
-        let busy = more || sealable || !self.role_inputs.is_empty() || self.gates_moved;
+        let busy = more || sealable || !self.role_inputs.is_empty() || self.gates_moved || self.turn_wanted();
         self.deadline = match busy {
             true => self.now,
-            false => self.tick_at.min(self.stream_deadline()).min(self.links.deadline(self.now)),
+            // Heartbeats, dials and probes are looked at in ticks alone: no other moment would serve them.
+            false => self.announce_at.map_or(self.tick_at, |at| at.min(self.tick_at)),
         };
     }
 

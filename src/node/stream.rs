@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::base::limits::HEARTBEAT_EVERY;
-use crate::base::{CommittedLsn, Lsn, Mono, NodeId, Term};
+use crate::base::{CommittedLsn, Lsn, NodeId, Term};
 use crate::io::{ConnId, Seam};
 use crate::record::{FrameHeader, HEADER_BYTES};
 use crate::replication::chain::{Chain, ReceivedFrame};
@@ -26,6 +26,8 @@ use super::streams::{FetchSlot, ReceiverSlot, SenderSlot, ServerSlot};
 const REQUEST_AGAIN: Duration = Duration::from_millis(300);
 /// A fast-forward that brings nothing for this long has failed.
 const FETCH_SILENCE: Duration = Duration::from_millis(3000);
+/// The commit index travels with the next frame, and by itself when none leaves within this.
+const ANNOUNCE_AFTER: Duration = Duration::from_millis(1);
 /// Bytes that may wait on a link before a sender is asked for more.
 const LINK_BACKLOG: usize = 4 << 20;
 
@@ -202,17 +204,36 @@ impl<S: Seam> Node<S> {
             tip: self.log_tip(),
             oldest: self.log.oldest(),
             commit: self.committed,
-            eager_acks: self.config.commit == crate::config::CommitLevel::RemoteApply
-                || self.clients.waits_for_more(),
+            eager_acks: self.eager_acks(),
         };
         f(&view, &Source(&self.log.wal))
     }
 
+    /// Somebody waits for more than flushes on standbys.
+    fn eager_acks(&self) -> bool {
+        self.clients.waits_for_more() || self.clients.apply_awaited > self.marks.remote_apply
+    }
+
     /// Lets every sender and server send what there is.
     pub(super) fn feed_all(&mut self) {
+        let announce = self.announce_at.is_some_and(|at| at <= self.now);
+        if announce {
+            self.announce_at = None;
+        }
         let conns: Vec<ConnId> =
             self.streams.senders.keys().chain(self.streams.servers.keys()).copied().collect();
         for conn in conns {
+            match announce {
+                true => self.feed(conn),
+                false => self.feed_frames(conn),
+            }
+        }
+    }
+
+    /// Like [`Node::feed`], unless there is nothing to tell but the commit index.
+    pub(super) fn feed_frames(&mut self, conn: ConnId) {
+        let end = self.log.wal.end().end;
+        if self.streams.senders.get(&conn).is_none_or(|slot| slot.sender.sent() < end) {
             self.feed(conn);
         }
     }
@@ -351,20 +372,10 @@ impl<S: Seam> Node<S> {
         self.marks.committed = self.groups.at(self.committed.lsn());
     }
 
-    /// Tells standbys that have nothing else to hear that the watermark moved.
+    /// The watermark moved: standbys hear of it with the next frame, or soon without one.
     fn announce_commit(&mut self) {
-        self.commit_to_announce = true;
-    }
-
-    /// After senders had their turn: whoever got no frame with the new watermark is told in a message of its own.
-    pub(super) fn flush_announcements(&mut self) {
-        if !std::mem::take(&mut self.commit_to_announce) {
-            return;
-        }
-        let conns: Vec<ConnId> = self.streams.senders.keys().copied().collect();
-        for conn in conns {
-            self.links.send(&mut self.seam, conn, self.now, &Message::Commit(self.committed));
-        }
+        let at = if self.eager_acks() { self.now } else { self.now + ANNOUNCE_AFTER };
+        self.announce_at = Some(self.announce_at.map_or(at, |before| before.min(at)));
     }
 
     /// Heartbeats to every standby below.
@@ -687,13 +698,5 @@ impl<S: Seam> Node<S> {
     pub(super) fn leader_silence(&self) -> Option<Duration> {
         self.streams.upstream?;
         Some(self.now.since(self.streams.leader_heard))
-    }
-
-    /// The moment at which somebody must be beaten or asked again.
-    pub(super) fn stream_deadline(&self) -> Mono {
-        match self.streams.progress {
-            Some(_) => self.streams.beat_at,
-            None => self.now + HEARTBEAT_EVERY,
-        }
     }
 }

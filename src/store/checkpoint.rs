@@ -79,6 +79,7 @@ impl Store {
         self.frozen_bytes += delta.bytes();
         state.frozen =
             Some(Frozen { delta, at, stamp, keys: state.keys, job: 0, unwritten: 0, merged: None });
+        self.frozen_shards += 1;
         self.queue.push_back(shard);
     }
 
@@ -88,6 +89,7 @@ impl Store {
         assert!(!pending, "an uncommitted checkpoint is in no superblock");
         let state = &mut self.shards[shard.index()];
         let frozen = state.frozen.take().expect("an uncommitted checkpoint is not durable");
+        self.frozen_shards -= 1;
         assert!(state.active.is_empty(), "later changes were taken back first");
         self.frozen_bytes -= frozen.delta.bytes();
         self.active_bytes += frozen.delta.bytes();
@@ -201,6 +203,10 @@ impl Store {
 
     /// A flush of `pages` would make progress now: submit it, then report it with [`Store::pages_flushed`].
     pub fn wants_flush(&mut self) -> Option<FlushToken> {
+        // Asked in every turn: the usual answer looks at no shard.
+        if self.frozen_shards == 0 {
+            return None;
+        }
         let token = FlushToken(self.flushes_started + 1);
         let mut wanted = false;
         for frozen in self.shards.iter_mut().filter_map(|state| state.frozen.as_mut()) {
@@ -255,7 +261,8 @@ impl Store {
     /// The next superblock, when at least one flushed checkpoint lies within the committed log. Call
     /// [`Store::commit_through`] first. One superblock is under way at a time.
     pub fn superblock(&mut self, committed: Lsn) -> Option<SuperblockImage> {
-        if self.pending.is_some() || self.walk.is_some() {
+        let nothing = self.frozen_shards == 0;
+        if nothing || self.pending.is_some() || self.walk.is_some() || !self.any_ready(committed) {
             return None;
         }
         let mut slot = Slot {
@@ -275,13 +282,15 @@ impl Store {
             roots.extend(state.roots.iter().take(ROOTS_KEPT - roots.len()));
             slot.roots.push(roots);
         }
-        if covers.is_empty() {
-            return None;
-        }
+        assert!(!covers.is_empty(), "a checkpoint was ready");
         let data = slot.encode(self.config.cluster);
         let slot_offset = slot.offset();
         self.pending = Some(Pending { slot, covers: shards });
         Some(SuperblockImage { slot_offset, data, covers })
+    }
+
+    fn any_ready(&self, committed: Lsn) -> bool {
+        self.shards.iter().any(|state| state.ready(committed, self.undo.committed).is_some())
     }
 
     /// The last image is on stable storage: its roots become current, their deltas go, and pages that only forgotten
@@ -291,6 +300,7 @@ impl Store {
         for shard in covers {
             let state = &mut self.shards[shard.index()];
             let frozen = state.frozen.take().expect("a covered shard stays frozen");
+            self.frozen_shards -= 1;
             let merged = frozen.merged.expect("a covered shard is merged");
             self.frozen_bytes -= frozen.delta.bytes();
             self.rubbish.push(frozen.delta.map);

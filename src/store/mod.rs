@@ -208,6 +208,8 @@ pub struct Store {
     /// Bytes in all active and all frozen deltas.
     active_bytes: usize,
     frozen_bytes: usize,
+    /// Shards with a checkpoint that is not durable yet.
+    frozen_shards: usize,
     /// Frozen shards whose merge has not started, in order.
     queue: VecDeque<ShardId>,
     merge: Option<Active>,
@@ -296,6 +298,7 @@ impl Store {
             pages: Pages::new(config.cache_bytes, file_pages),
             active_bytes: 0,
             frozen_bytes: 0,
+            frozen_shards: 0,
             queue: VecDeque::new(),
             merge: None,
             rubbish: Vec::new(),

@@ -24,6 +24,8 @@ pub struct WalConfig {
     pub segment_bytes: u64,
     /// Writes not yet durable at which the open group goes on collecting (D).
     pub frames_in_flight: usize,
+    /// An open group of this size is sealed although earlier frames are on their way to the disk.
+    pub eager_bytes: usize,
     /// Each write is durable by itself (RWF_DSYNC); otherwise writes are followed by a flush that covers several.
     pub durable_writes: bool,
     /// Frames kept in memory for senders and redo.
@@ -111,13 +113,15 @@ impl Wal {
         self.geometry.payload_max()
     }
 
-    /// Whether to seal now: something to seal and the disk not busy with D writes already. The group commit clocks
-    /// itself by this: no timer.
+    /// Whether to seal now: something to seal, and either nothing on its way to the disk, or a group that is worth a
+    /// write of its own and fewer than D writes under way. The group commit clocks itself by this: no timer. Small
+    /// groups side by side would only cost each node more work per command.
     pub fn wants_seal(&self) -> bool {
-        !self.writer.is_empty()
-            && self.staging.is_empty()
-            && self.pipeline.in_flight() < self.config.frames_in_flight
-            && self.pipeline.failed().is_none()
+        let room = match self.pipeline.in_flight() {
+            0 => true,
+            some => some < self.config.frames_in_flight && self.writer.len() >= self.config.eager_bytes,
+        };
+        room && !self.writer.is_empty() && self.staging.is_empty() && self.pipeline.failed().is_none()
     }
 
     /// Seals the open group, whose last transaction must be ended. It becomes one frame; only a group that grew beyond

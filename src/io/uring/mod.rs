@@ -69,6 +69,8 @@ pub struct UringSeam {
     flusher: Option<Flusher>,
     /// Flushes that the helper thread has not reported yet.
     flushes_outside: usize,
+    /// Sends submitted since the kernel was entered last.
+    fresh_sends: u32,
     /// Events that arose while an operation was submitted.
     ready: Vec<Event>,
     /// Kept for its capacity.
@@ -106,6 +108,7 @@ impl UringSeam {
             bell: Bell::new()?,
             flusher: None,
             flushes_outside: 0,
+            fresh_sends: 0,
             ready: Vec::new(),
             drained: Vec::new(),
             chance: Chance::new(),
@@ -348,7 +351,8 @@ impl Seam for UringSeam {
                     left => Wait::AtMost(left),
                 },
             };
-            self.ring.enter(wait);
+            let sends = std::mem::take(&mut self.fresh_sends);
+            self.ring.enter(wait, sends);
             self.complete_all(out);
             if out.len() > before || matches!(wait, Wait::No) {
                 return;
@@ -387,7 +391,7 @@ impl Drop for UringSeam {
             if left.is_zero() {
                 break;
             }
-            self.ring.enter(Wait::AtMost(left));
+            self.ring.enter(Wait::AtMost(left), 0);
             self.ring.drain(&mut self.drained);
             for done in std::mem::take(&mut self.drained) {
                 self.bury(done);

@@ -360,6 +360,7 @@ impl UringSeam {
         };
         let sending = Sending { conn: id, fd, token, data, sent: 0, total, gather, zero_copy, round: None };
         let key = self.launch(Flight::Send(sending));
+        self.fresh_sends += 1;
         self.net.get(id).expect("it was there").send = Some(key);
     }
 

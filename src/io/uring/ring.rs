@@ -33,6 +33,11 @@ pub(super) enum Wait {
     Forever,
 }
 
+/// How long operations that are expected to complete at once may hold up what else completes.
+const AT_ONCE_MAX_US: u32 = 50;
+/// Longer than any process runs.
+const FOREVER: Duration = Duration::from_secs(1 << 31);
+
 pub(super) struct Ring {
     ring: IoUring,
     /// The ring's place in this thread's table of registered rings: saves a descriptor look-up per system call.
@@ -97,15 +102,20 @@ impl Ring {
     }
 
     /// Starts everything queued, lets the kernel post what is ready, and waits for at least one completion.
-    pub(super) fn enter(&mut self, wait: Wait) {
+    ///
+    /// `at_once` operations among the queued ones are expected to complete while they are started (sends into a socket
+    /// with room). They are not what the caller waits for: where the kernel can, the wait is for one completion more,
+    /// but for a moment only, in case that they do not.
+    pub(super) fn enter(&mut self, wait: Wait, at_once: u32) {
         self.unload_backlog();
         let queued = self.ring.submission().len();
         // With deferred task work the kernel posts completions only inside a call that asks for events.
         let flags = EnterFlags::GETEVENTS.bits();
         let outcome = match wait {
             Wait::No => self.system_call(queued, 0, flags, None),
-            Wait::Forever => self.system_call(queued, 1, flags, None),
-            Wait::AtMost(time) => self.system_call(queued, 1, flags, Some(time)),
+            Wait::Forever if at_once == 0 => self.system_call(queued, 1, flags, None),
+            Wait::Forever => self.system_call(queued, 1 + at_once, flags, Some(FOREVER)),
+            Wait::AtMost(time) => self.system_call(queued, 1 + at_once, flags, Some(time)),
         };
         if let Err(error) = outcome {
             let expected = [libc::ETIME, libc::EINTR, libc::EBUSY, libc::EAGAIN];
@@ -130,7 +140,12 @@ impl Ring {
 
     fn system_call(&self, submit: usize, want: u32, flags: u32, time: Option<Duration>) -> io::Result<usize> {
         let limit = types::Timespec::from(time.unwrap_or_default());
-        let args = types::SubmitArgs::new().timespec(&limit);
+        // Without the feature the kernel would wait for all of them for the whole time.
+        let (want, moment) = match want > 1 && !self.ring.params().is_feature_min_timeout() {
+            true => (1, 0),
+            false => (want, if want > 1 { AT_ONCE_MAX_US } else { 0 }),
+        };
+        let args = types::SubmitArgs::new().timespec(&limit).min_wait_usec(moment);
         let (pointer, size, flags) = match time {
             None => (std::ptr::null::<u8>(), 0, flags),
             Some(_) => ((&raw const args).cast(), size_of_val(&args), flags | EnterFlags::EXT_ARG.bits()),
@@ -329,7 +344,7 @@ mod tests {
         }
         let mut found = Vec::new();
         while found.len() < 1000 {
-            ring.enter(Wait::Forever);
+            ring.enter(Wait::Forever, 0);
             ring.drain(&mut found);
         }
         let mut keys: Vec<u64> = found.iter().map(|completion| completion.key).collect();
@@ -341,9 +356,9 @@ mod tests {
     fn waiting_ends_at_the_time_limit() {
         let mut ring = Ring::open(4).unwrap();
         let before = sys::boot_time();
-        ring.enter(Wait::AtMost(Duration::from_millis(20)));
+        ring.enter(Wait::AtMost(Duration::from_millis(20)), 0);
         assert!(sys::boot_time().since(before) >= Duration::from_millis(20));
-        ring.enter(Wait::No);
+        ring.enter(Wait::No, 0);
     }
 
     #[test]

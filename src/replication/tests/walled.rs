@@ -30,6 +30,7 @@ impl Node {
             cluster: CLUSTER,
             segment_bytes: SEGMENT_BYTES_MIN,
             frames_in_flight: 2,
+            eager_bytes: 0,
             durable_writes: true,
             recent_bytes,
         };

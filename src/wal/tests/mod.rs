@@ -25,6 +25,7 @@ pub(super) fn config(frames_in_flight: usize, durable_writes: bool) -> WalConfig
         cluster: CLUSTER,
         segment_bytes: SEGMENT,
         frames_in_flight,
+        eager_bytes: 100,
         durable_writes,
         recent_bytes: 96 << 10,
     }
