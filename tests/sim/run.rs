@@ -234,7 +234,11 @@ impl Run {
     /// The whole run with all its oracles.
     pub fn judge(&mut self) -> Result<Report, String> {
         self.go(self.calm_from)?;
-        let recovery = self.recover()?;
+        let recovery = match self.recover() {
+            Ok(recovery) => recovery,
+            // Whatever else is broken says more than a service that does not come back.
+            Err(stuck) => return Err(self.broken_promise().err().unwrap_or(stuck)),
+        };
         self.settle()?;
         self.final_reads()?;
         self.watch()?;
@@ -242,6 +246,24 @@ impl Run {
         self.check_against(&order)?;
         self.shared.history.check()?;
         Ok(self.report(recovery))
+    }
+
+    /// The oracles that need no recovered cluster.
+    fn broken_promise(&mut self) -> Result<(), String> {
+        self.shared.history.check()?;
+        self.watch()?;
+        let serving = self.operator.serving(&mut self.cluster);
+        for node in 1..=self.cluster.machines.len() as u16 {
+            if self.storm.wiped == Some(node) {
+                continue;
+            }
+            let order = self.read_log(node)?;
+            if serving == Some(node) {
+                self.logs.holds_committed(&order)?;
+                self.check_against(&order)?;
+            }
+        }
+        Ok(())
     }
 
     /// Everything is mended: service must be normal within [`RECOVERY`].

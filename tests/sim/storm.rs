@@ -148,7 +148,7 @@ impl Storm {
             let wait = self.rng.between(200, 1_800);
             let next = 1 + primary % nodes;
             self.ask(cluster, next);
-            self.resume_later(cluster, wait);
+            self.resume_later(cluster);
             return wait;
         }
         let next = 1 + primary % nodes;
@@ -157,7 +157,7 @@ impl Storm {
     }
 
     /// A paused process goes on at the next strike; until then its machine is only slow to answer.
-    fn resume_later(&mut self, cluster: &mut Cluster, _wait: u64) {
+    fn resume_later(&mut self, cluster: &Cluster) {
         for machine in &cluster.machines {
             if self.rng.chance(0.5) {
                 cluster.world.resume(machine.host);
