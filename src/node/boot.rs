@@ -355,7 +355,7 @@ impl Parts {
             log: Log::new(wal, keeper, whole, segment_bytes),
             log_moved: true,
             log_failure_told: false,
-            disk_full: false,
+            log_starved: false,
             groups: Groups::default(),
             committed,
             commit_to_announce: false,
