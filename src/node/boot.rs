@@ -391,7 +391,7 @@ impl Parts {
             log_moved: true,
             log_failure_told: false,
             repair_told: false,
-            disk_full: false,
+            log_starved: false,
             groups: Groups::default(),
             committed,
             announce_at: None,

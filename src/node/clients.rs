@@ -250,7 +250,7 @@ impl<S: Seam> Node<S> {
     /// What this node may do for clients now.
     pub(super) fn mode(&self) -> Mode {
         if self.serving {
-            let writes = if self.disk_full {
+            let writes = if self.disk_full() {
                 Writes::Refused(errors::DISK_FULL)
             } else if self.too_few_voters() {
                 Writes::Refused(errors::NO_REPLICAS)

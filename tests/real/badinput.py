@@ -138,6 +138,46 @@ def random_bytes(world, sandbox):
     return f"{rounds} broken pipelines, seed {world.seed}"
 
 
+def every_command(world, sandbox):
+    """Every command the node lists, with every number of words of every kind. An answer each time, and no panic."""
+    node = sandbox.wait_primary()
+    witness = Witness(node, "every")
+    dice = random.Random(world.seed)
+    kinds = ["", "0", "1", "-1", "9223372036854775807", "-9223372036854775809", "1e400", "nan", "every:junk", "*", "[", "GET", "EX",
+             "PX", "MATCH", "COUNT", "LIST", "INFO", "REPLY", "\r\n", b"\0\xff", "x" * 5000, "(", "STATS", "DOCS", "GETKEYS", "KILL", "ID"]
+    with node.client() as client:
+        names = [name.decode() for name in client.do("COMMAND", "LIST")]
+    # These end the connection, the data or the wait by design; they are tried without words only.
+    ending = {"quit", "flushall", "flushdb", "shutdown", "monitor", "wait", "waitaof", "reset", "client", "debug"}
+    asked = 0
+    for target in sandbox.nodes[:2] if node is sandbox.nodes[0] else [node, sandbox.nodes[0]]:
+        for name in names:
+            for queued in (False, True):
+                with target.client(timeout=10) as client:
+                    tries = [()] if name in ending - {"client"} else [
+                        tuple(dice.choice(kinds) for _ in range(count)) for count in range(7) for _ in range(6 if world.long else 2)
+                    ]
+                    for words in tries:
+                        if any("witness" in str(word) for word in words) or (name == "client" and "KILL" in words):
+                            continue
+                        try:
+                            if queued:
+                                client.do("MULTI")
+                            client.send(encode(name, *words))
+                            # A client that switched its replies off gets none: PING ends the wait in any case.
+                            client.socket.settimeout(0.3 if name == "client" else 10)
+                            client.read()
+                            if queued:
+                                client.do("EXEC")
+                            asked += 1
+                        except (Gone, Broken):
+                            client.close()
+                            client.__init__(target.port, timeout=10)
+                want(target.alive(), f"{name} ends node {target.id}: {target.log()[-300:]}")
+    want(node.pid() == witness.pid, "the primary is another process")
+    return f"{asked} questions with {len(names)} commands"
+
+
 def half_requests(world, sandbox):
     """Half a request and then silence: the connection stays, the rest may come much later, others are served."""
     node = sandbox.wait_primary()
@@ -725,6 +765,7 @@ def mixed(report, world):
     names = [
         ("bad requests", bad_requests),
         ("random bytes", random_bytes),
+        ("every command with odd words", every_command),
         ("half requests and silence", half_requests),
         ("clients that do not read", slow_reader),
         ("garbage on the peer port", peer_garbage),

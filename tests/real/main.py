@@ -15,7 +15,6 @@ CHAPTERS = {
     "disk": "a full disk",
     "limits": "limits",
     "restart": "restart after kill -9 with a large log",
-    "powercut": "power cuts",
 }
 
 
