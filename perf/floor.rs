@@ -18,7 +18,7 @@ const BLOCK: usize = 4096;
 /// Written before it is used, like a log segment; used round and round.
 const FILE_BYTES: u64 = 64 << 20;
 /// The same rule as the log's: one group at a time, unless the next one is worth a write of its own.
-const EAGER_BYTES: usize = 16 << 10;
+const EAGER_BYTES: usize = 2 << 10;
 const GROUPS_MAX: usize = 4;
 const GROUP_BYTES_MAX: usize = 1 << 20;
 /// In front of a group on the wire: its length, and room for a header like a frame's.
@@ -44,7 +44,18 @@ fn main() {
             seam.submit(Op::Connect { token: 0, addr: peer });
             Primary::new(seam, file).run()
         }
-        Some("standby") => Standby { seam, file, at: 0, input: Vec::new(), conn: None, ended: VecDeque::new(), acked: 0, sending: false, token: 0 }.run(),
+        Some("standby") => Standby {
+            seam,
+            file,
+            at: 0,
+            input: Vec::new(),
+            conn: None,
+            ended: VecDeque::new(),
+            acked: 0,
+            sending: false,
+            token: 0,
+        }
+        .run(),
         _ => panic!("{usage}"),
     }
 }
@@ -205,7 +216,10 @@ impl Primary {
         if self.peer.is_none() || self.requests.is_empty() || (busy > 0 && !worth) {
             return;
         }
-        assert!(self.open.len() <= GROUP_BYTES_MAX + HEAD_BYTES, "fewer bytes are under way than one group takes");
+        assert!(
+            self.open.len() <= GROUP_BYTES_MAX + HEAD_BYTES,
+            "fewer bytes are under way than one group takes"
+        );
         self.token += 1;
         let len = self.open.len() as u32;
         self.open[..4].copy_from_slice(&len.to_le_bytes());

@@ -13,7 +13,7 @@ pub const FRAME_BYTES_MAX: usize = 16 << 20;
 /// A group of commands is sealed at the latest when it has grown to this size.
 pub const GROUP_BYTES_SOFT: usize = 1 << 20;
 /// An open group of this size does not wait for the writes before it to complete.
-pub const GROUP_BYTES_EAGER: usize = 16 << 10;
+pub const GROUP_BYTES_EAGER: usize = BLOCK_BYTES / 2;
 /// Frames on their way to the disk at the same time (calibration chooses within it).
 pub const FRAMES_IN_FLIGHT_MAX: usize = 16;
 /// Sealed frames kept in memory for senders; older ones are read from the segments.

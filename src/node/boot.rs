@@ -334,7 +334,7 @@ impl Parts {
                 cluster: control.cluster,
                 segment_bytes: control.segment_bytes,
                 frames_in_flight: options.frames_in_flight,
-                eager_bytes: std::env::var("BATON_EAGER").ok().and_then(|t| t.parse().ok()).unwrap_or(GROUP_BYTES_EAGER),
+                eager_bytes: GROUP_BYTES_EAGER,
                 durable_writes: options.durable_writes,
                 recent_bytes: RECENT_LOG_BYTES.min((config.memory / 8) as usize),
             },

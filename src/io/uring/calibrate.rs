@@ -128,10 +128,11 @@ fn measure_all(seam: &mut UringSeam, file: FileId) -> io::Result<Calibration> {
     Ok(Calibration { durable_writes, frames_in_flight, flush_thread, report })
 }
 
-/// One durable write is one operation where the other ways are two, so it wins unless it is clearly slower.
+/// One durable write is one operation where the other ways are two: with flushes, a node under load spends about a
+/// fifth more of the processor per command. So durable writes win unless they are far slower.
 fn choose_way(dsync: Duration, ring: Duration, thread: Duration) -> (bool, bool) {
     let flush = ring.min(thread);
-    if dsync * 10 <= flush * 11 { (true, false) } else { (false, thread < ring) }
+    if dsync * 10 <= flush * 15 { (true, false) } else { (false, thread < ring) }
 }
 
 /// The smallest depth that reaches most of what the deepest one reaches: more frames in flight mean smaller groups.
@@ -229,7 +230,8 @@ mod tests {
     fn the_cheaper_way_is_chosen_and_dsync_when_they_are_alike() {
         let us = Duration::from_micros;
         assert_eq!(choose_way(us(100), us(200), us(150)), (true, false));
-        assert_eq!(choose_way(us(110), us(100), us(150)), (true, false));
+        assert_eq!(choose_way(us(150), us(100), us(150)), (true, false));
+        assert_eq!(choose_way(us(151), us(100), us(150)), (false, false));
         assert_eq!(choose_way(us(400), us(200), us(160)), (false, true));
         assert_eq!(choose_way(us(400), us(160), us(200)), (false, false));
     }

@@ -57,12 +57,15 @@ fn a_flush_covers_only_writes_that_completed_before_it() {
 fn the_group_commit_clocks_itself() {
     let mut rig = ready(config(2, true));
     assert!(!rig.wal.wants_seal(), "nothing to seal");
-    for _ in 0..2 {
-        push(&mut rig.wal, 50);
-        assert!(rig.wal.wants_seal());
-        rig.seal(&[], term(1)).unwrap();
-    }
     push(&mut rig.wal, 50);
+    assert!(rig.wal.wants_seal(), "the disk is idle");
+    rig.seal(&[], term(1)).unwrap();
+    push(&mut rig.wal, 1);
+    assert!(!rig.wal.wants_seal(), "a small group waits for the frame before it");
+    push(&mut rig.wal, 100);
+    assert!(rig.wal.wants_seal(), "a large one does not");
+    rig.seal(&[], term(1)).unwrap();
+    push(&mut rig.wal, 200);
     assert!(!rig.wal.wants_seal(), "two frames are in flight");
     rig.pump();
     rig.complete(ids(&rig)[0]);

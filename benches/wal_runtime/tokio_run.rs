@@ -1,0 +1,65 @@
+//! tokio-uring: a task per appender, a task per write, O_DSYNC files.
+#![allow(unsafe_code, reason = "tokio-uring asks for a promise about the buffer's address")]
+
+use std::cell::RefCell;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use baton::base::SharedSlice;
+use tokio_uring::buf::IoBuf;
+use tokio_uring::fs::File;
+
+use super::{Bell, Room, Rung, appender, ring};
+
+struct Bytes(SharedSlice);
+
+// SAFETY: the bytes lie in a counted allocation that does not move and that nobody changes while a slice of it lives.
+unsafe impl IoBuf for Bytes {
+    fn stable_ptr(&self) -> *const u8 {
+        self.0.as_ptr()
+    }
+    fn bytes_init(&self) -> usize {
+        self.0.len()
+    }
+    fn bytes_total(&self) -> usize {
+        self.0.len()
+    }
+}
+
+pub fn run(room: Rc<RefCell<Room>>, appenders: usize, paths: &[PathBuf]) {
+    let mut ring_options = tokio_uring::uring_builder();
+    ring_options.setup_coop_taskrun().setup_single_issuer();
+    tokio_uring::builder().entries(256).uring_builder(&ring_options).start(async move {
+        let files: Vec<Rc<File>> = paths
+            .iter()
+            .map(|path| {
+                let mut options = std::fs::OpenOptions::new();
+                options.write(true).custom_flags(libc::O_DIRECT | libc::O_DSYNC);
+                Rc::new(File::from_std(options.open(path).expect("a prepared file")))
+            })
+            .collect();
+        let bell = Rc::new(RefCell::new(Bell::default()));
+        for key in 0..appenders as u64 {
+            tokio_uring::spawn(appender(room.clone(), bell.clone(), key));
+        }
+        let mut jobs = Vec::new();
+        loop {
+            Rung(bell.clone()).await;
+            room.borrow_mut().jobs(&mut jobs);
+            for job in jobs.drain(..) {
+                let (room, bell, file) = (room.clone(), bell.clone(), files[job.file].clone());
+                tokio_uring::spawn(async move {
+                    let len = job.data.len();
+                    let (result, _) = file.write_at(Bytes(job.data), job.offset).submit().await;
+                    assert_eq!(result.expect("a working disk"), len);
+                    room.borrow_mut().completed(job.id);
+                    ring(&bell);
+                });
+            }
+            if room.borrow().over() && room.borrow().quiet() {
+                return;
+            }
+        }
+    });
+}
