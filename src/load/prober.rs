@@ -389,7 +389,7 @@ mod tests {
                             let n = count.fetch_add(1, Ordering::Relaxed) + 1;
                             let on = |every: Option<u64>| every.is_some_and(|every| n.is_multiple_of(every));
                             let hang_up = on(liar.hang_up_every.map(|(every, _)| every));
-                            if !on(liar.forget_every) && !(hang_up && !liar.hang_up_every.unwrap().1) {
+                            if !on(liar.forget_every) && (!hang_up || liar.hang_up_every.unwrap().1) {
                                 data.lock().unwrap().insert(args.at(1).to_vec(), args.at(2).to_vec());
                             }
                             if on(liar.fall_back_every) {

@@ -63,7 +63,9 @@ pub fn counts(generation: &Generation, node: NodeId, report: &Report) -> bool {
 pub fn tally(generation: &Generation, reports: &BTreeMap<NodeId, Report>) -> Tally {
     let (mut have, mut copies, mut missing) = (0, 0, Vec::new());
     for voter in &generation.voters {
-        let listed = |report: &Report| counts(generation, voter.node, report) || generation.lists(voter.node, report.incarnation);
+        let listed = |report: &Report| {
+            counts(generation, voter.node, report) || generation.lists(voter.node, report.incarnation)
+        };
         copies += usize::from(reports.get(&voter.node).is_some_and(listed));
         match reports.get(&voter.node) {
             Some(report) if counts(generation, voter.node, report) => have += 1,

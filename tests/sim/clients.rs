@@ -28,6 +28,7 @@ pub fn key_name(key: usize) -> String {
 
 /// What a standby showed.
 #[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "every field is shown when a run fails")]
 pub struct StandbyRead {
     /// One process seen through one connection.
     pub session: u64,

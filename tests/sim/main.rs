@@ -82,7 +82,9 @@ fn fresh_seeds_keep_every_promise() {
 fn a_seed_replays_to_the_same_trace() {
     watch::begin();
     for seed in [11, 12, 13, 14] {
-        let trace = |_| seeds::run_seed(seed).map_or_else(|failure| panic!("{}", failure.text()), |report| report.trace);
+        let trace = |_| {
+            seeds::run_seed(seed).map_or_else(|failure| panic!("{}", failure.text()), |report| report.trace)
+        };
         let [first, second] = [0, 1].map(trace);
         assert_eq!(first, second, "seed {seed} went two ways");
     }

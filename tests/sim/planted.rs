@@ -2,8 +2,8 @@
 
 use baton::base::planted::Bug;
 
-use super::seeds::run_with;
 use super::run::Weather;
+use super::seeds::run_with;
 use super::watch;
 
 /// Seeds tried per bug.
@@ -53,7 +53,10 @@ const NOT_FOUND_HERE: [(Bug, &str); 13] = [
     (Bug::AckAfterPromise, "it needs an acknowledgement in flight at the moment of a promise"),
     (Bug::OneSlotControlFallback, "it needs a control copy damaged between two writes"),
     (Bug::PublishPolicyInWrongOrder, "membership changes and their store are not built"),
-    (Bug::ServeBeforeTermStartCommits, "it needs a winner that dies between its first answer and its first commit"),
+    (
+        Bug::ServeBeforeTermStartCommits,
+        "it needs a winner that dies between its first answer and its first commit",
+    ),
     (Bug::TruncateBelowKnownCommit, "it needs a forced takeover without a quorum"),
     (Bug::TreatHoleAsEndOfLog, "it needs a hole below an acknowledged frame"),
     (Bug::AppendOverStaleFrames, "it needs two crashes around one torn tail"),
@@ -69,7 +72,9 @@ fn planted_bugs_are_found() {
     for bug in bugs {
         let found = find(bug, super::number_from("BATON_SIM_SEED").unwrap_or(1));
         match found {
-            Some((seeds, why)) => println!("{}: {seeds} seeds: {}", bug.name(), why.lines().next().unwrap_or_default()),
+            Some((seeds, why)) => {
+                println!("{}: {seeds} seeds: {}", bug.name(), why.lines().next().unwrap_or_default())
+            }
             None => missed.push(bug),
         }
     }

@@ -45,6 +45,7 @@ pub enum Weather {
 
 /// What a run that held its promises came to.
 #[derive(Clone, Debug, Default)]
+#[allow(dead_code, reason = "every field is shown when a run fails")]
 pub struct Report {
     pub nodes: u16,
     pub trace: u64,

@@ -41,7 +41,8 @@ impl Storm {
 
     /// Whoever believes to lead.
     fn primary(&self, cluster: &mut Cluster) -> Option<u16> {
-        (1..=cluster.machines.len() as u16).find(|n| cluster.status(*n).is_some_and(|row| row["role"] == "Primary"))
+        (1..=cluster.machines.len() as u16)
+            .find(|n| cluster.status(*n).is_some_and(|row| row["role"] == "Primary"))
     }
 
     fn ask(&mut self, cluster: &mut Cluster, node: u16) {
@@ -79,7 +80,8 @@ impl Storm {
                 let machine = &mut cluster.machines[usize::from(node) - 1];
                 cluster.world.restore_disk(machine.host, &DiskImage::default());
                 let mut seam = cluster.world.seam(machine.host);
-                let options = InitOptions { config: machine.config.clone(), cluster_id: Some(ClusterId(0xC1)) };
+                let options =
+                    InitOptions { config: machine.config.clone(), cluster_id: Some(ClusterId(0xC1)) };
                 if init_on(&mut seam, options).is_ok() {
                     self.wiped = Some(node);
                 }

@@ -56,7 +56,12 @@ pub fn begin() {
             if now == 0 {
                 return usual(info);
             }
-            let text = info.payload_as_str().unwrap_or("a panic without words");
+            let text = info
+                .payload()
+                .downcast_ref::<&str>()
+                .copied()
+                .or_else(|| info.payload().downcast_ref::<String>().map(String::as_str))
+                .unwrap_or("a panic without words");
             let place = info.location().map_or(String::new(), |l| format!("{}:{}", l.file(), l.line()));
             PANIC.set(Some(format!("panic in node {node} at {now} ns, {place}: {text}")));
         }));
