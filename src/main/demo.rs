@@ -199,7 +199,7 @@ fn table(show: &Show) -> String {
         };
         let _ = writeln!(
             text,
-            "\ncommit = {commit}: replies did not wait until a standby had flushed the write: {what}.\n\
+            "\ncommit = {commit}: replies did not wait until a standby had flushed the write:\n{what}.\n\
              The same acts with --commit on, the default, lose nothing."
         );
     }
