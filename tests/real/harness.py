@@ -281,8 +281,8 @@ def wait_for(condition, seconds, text, step=0.02):
 class Sandbox:
     """A cluster of a check. On leaving, the nodes are gone; the folder stays when the check failed."""
 
-    def __init__(self, world, name, nodes, *words, base=None):
-        self.world, self.name = world, name
+    def __init__(self, world, name, nodes, *words, base=None, config=None):
+        self.world, self.name, self.config = world, name, config or {}
         self.folder = os.path.join(world.folder, name)
         shutil.rmtree(self.folder, ignore_errors=True)
         base = base or world.next_base()
@@ -295,10 +295,23 @@ class Sandbox:
 
     def __enter__(self):
         try:
-            return self.up()
+            self.up()
+            if self.config:
+                self.configure()
+            return self
         except BaseException:
             self.down()
             raise
+
+    def configure(self):
+        """Other values for keys of every node's configuration."""
+        run(self.world.baton, "sandbox", "down", "--dir", self.folder, ok=0)
+        for node in self.nodes:
+            with open(node.path("baton.toml"), encoding="utf-8") as file:
+                lines = [line for line in file.read().split("\n") if line.split(" ")[0] not in self.config]
+            with open(node.path("baton.toml"), "w", encoding="utf-8") as file:
+                file.write("\n".join([f"{key} = {value}" for key, value in self.config.items()] + lines))
+        self.up()
 
     def __exit__(self, kind, *_):
         self.down()

@@ -21,6 +21,11 @@ BATCH = 6
 REFUSED = {"READONLY", "CLUSTERDOWN", "NOREPLICAS", "LOADING", "MISCONF", "OOM", "MASTERDOWN", "ERR"}
 
 
+def filled(seq):
+    """The value of one write: long enough that checkpoints come often."""
+    return b"%d:%s" % (seq, b"x" * (seq * 7 % 6000))
+
+
 class Writer(threading.Thread):
     """One connection at a time, following the primary by trying the ports in turn."""
 
@@ -77,14 +82,14 @@ class Writer(threading.Thread):
             seq, slot = self.seq, self.seq % KEYS
             kind = seq % 4
             if kind == 0:
-                commands.append((b"SET", b"u:%d:%d" % (self.number, seq), b"%d" % seq))
+                commands.append((b"SET", b"u:%d:%d" % (self.number, seq), filled(seq)))
                 plan.append(("unique", seq))
             elif kind == 1:
                 commands.append((b"INCR", b"c:%d" % self.number))
                 plan.append(("count", seq))
                 self.count_sent += 1
             elif kind == 2:
-                commands.append((b"SET", self.key(slot), b"%d:%s" % (seq, b"x" * (seq % 700))))
+                commands.append((b"SET", self.key(slot), filled(seq)))
                 plan.append(("set", seq))
             else:
                 pair = b"%d" % seq
@@ -236,7 +241,7 @@ class Load:
             kind = "pair" if floor_key == b"pair" else "set"
             want((kind, seq) not in refused, f"{key} holds {seq}, which was refused")
             if kind == "set" and value:
-                want(value == b"%d:%s" % (seq, b"x" * (seq % 700)), f"{key} holds a damaged value")
+                want(value == filled(seq), f"{key} holds a damaged value")
         counter = int(counter or 0)
         want(counter >= count, f"LOST: counter {number} is {counter}, {count} increments were acknowledged")
         if whole:
@@ -248,7 +253,7 @@ class Load:
             some = uniques[at : at + 500]
             found = must(client.do(b"MGET", *[b"u:%d:%d" % (number, seq) for seq in some]))
             for seq, value in zip(some, found):
-                want(value == b"%d" % seq, f"LOST: u:{number}:{seq} was acknowledged and is {value}")
+                want(value == filled(seq), f"LOST: u:{number}:{seq} was acknowledged and is {value and value[:40]}")
         if whole:
             gone = sorted(seq for kind, seq in refused if kind == "unique")
             for at in range(0, len(gone), 500):
@@ -444,7 +449,8 @@ class Cycles:
 def cycles(world, nodes, count):
     """`count` kills on one cluster, and the whole truth at the end."""
     dice = random.Random(world.seed * 100 + nodes)
-    with Sandbox(world, f"kills{nodes}", nodes) as sandbox:
+    # Little memory: pages are written, dropped and read again while nodes die.
+    with Sandbox(world, f"kills{nodes}", nodes, config={"memory": '"64MiB"'}) as sandbox:
         load = Load(sandbox, writers=3)
         load.start()
         faults = Cycles(sandbox, load, dice)
@@ -544,7 +550,7 @@ def judge(world):
         with Client(port) as client:
             unique = b"u:0:%d" % writer.unique_acked[-1]
             for command, undo in [
-                ((b"DEL", unique), (b"SET", unique, b"%d" % writer.unique_acked[-1])),
+                ((b"DEL", unique), (b"SET", unique, filled(writer.unique_acked[-1]))),
                 ((b"DECR", b"c:0"), (b"INCR", b"c:0")),
                 ((b"SET", b"a:0", b"1"), (b"SET", b"a:0", b"%d" % writer.acked_last[b"pair"])),
             ]:
