@@ -70,7 +70,9 @@ impl ReplyParser {
         loop {
             let Some(mark) = input.get(self.at) else { return Ok(None) };
             let Some(head) = self.line(input, *mark, limits)? else { return Ok(None) };
-            let (mark, text) = (head[0], &head[1..]);
+            let Some((&mark, text)) = head.split_first() else {
+                return Err(ProtocolError::of("reply of an unknown form"));
+            };
             let mut end = self.at + head.len() + 2;
             let opened = match shape(mark, text)? {
                 Shape::Flat => 0,
@@ -401,6 +403,7 @@ mod tests {
         assert_eq!(refused(&[b':'; 100]), "reply line too long");
         assert_eq!(refused(b"?1\r\n"), "reply of an unknown form");
         assert_eq!(refused(b"=3\r\nabc\r\n"), "reply of an unknown form");
+        assert_eq!(refused(b"\r\n"), "reply of an unknown form");
     }
 
     #[test]
