@@ -27,7 +27,7 @@ def basics(world, sandbox):
     for protocol in (2, 3):
         client = connect(sandbox, protocol=protocol, client_name=f"real-{protocol}")
         want(client.ping() is True, "PING")
-        want(client.client_getname() == f"real-{protocol}", f"client name {client.client_getname()}")
+        want(str(client.client_getname()).strip("b'") == f"real-{protocol}", f"client name {client.client_getname()}")
         want(client.set("b:k", "v") is True and client.get("b:k") == b"v", "SET and GET")
         want(client.set("b:k", "w", nx=True) is None and client.set("b:none", "w", xx=True) is None, "NX and XX")
         want(client.set("b:k", "w", get=True) == b"v" and client.getset("b:k", "x") == b"w", "GET options")

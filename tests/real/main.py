@@ -11,6 +11,7 @@ from harness import ROOT, Report, World, announce
 CHAPTERS = {
     "clients": "clients that exist",
     "badinput": "bad input",
+    "badfiles": "bad files and folders",
     "kills": "kill -9 under load",
     "disk": "a full disk",
     "limits": "limits",
