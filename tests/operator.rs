@@ -81,6 +81,28 @@ fn a_node_that_was_never_started_is_down() {
 }
 
 #[test]
+fn a_restarted_node_keeps_its_role_and_its_data() {
+    let lab = Lab::new("restart");
+    let dir = lab.node(1);
+    let ports = ["--client-listen", "127.0.0.1:16901", "--peer-listen", "127.0.0.1:16902"];
+    json(&[&["init", "-D", &dir, "--cluster", "a", "--node", "1"][..], &ports[..]].concat(), 0);
+    assert_eq!(json(&["start", "-D", &dir, "-M", "primary"], 0)["status"]["role"], "Primary");
+    json(&["bench", "-D", &dir, "--clients", "2", "--seconds", "1", "--keys", "10"], 0);
+    let before = json(&["wal", "keepers", "-D", &dir], 0)["end_lsn"].as_u64().unwrap();
+    for mode in ["fast", "immediate"] {
+        let again = json(&["restart", "-D", &dir, "-m", mode], 0);
+        assert_eq!(
+            (&again["started"], &again["status"]["role"]),
+            (&true.into(), &"Primary".into()),
+            "{again}"
+        );
+    }
+    assert!(json(&["wal", "keepers", "-D", &dir], 0)["end_lsn"].as_u64().unwrap() > before);
+    assert_eq!(json(&["stop", "-D", &dir], 0)["stopped"], true);
+    assert_eq!(json(&["status", "-D", &dir], 3)["role"], "Down");
+}
+
+#[test]
 fn a_sandbox_lives_fails_over_and_goes_away() {
     let lab = Lab::new("sandbox");
     let up = ["sandbox", "up", "--dir", lab.path(), "--nodes", "3"];

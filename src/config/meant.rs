@@ -192,7 +192,7 @@ pub struct Config {
     pub client_password: Option<Secret>,
     pub peer_secret: Option<Secret>,
     pub max_clients: usize,
-    /// `None`: max(16 GiB, 10 % of the disk).
+    /// `None`: 16 GiB.
     pub log_retention: Option<u64>,
     pub shards: u16,
     pub segment_bytes: u64,

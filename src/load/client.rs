@@ -18,6 +18,14 @@ pub enum Answer {
     Other,
 }
 
+impl Answer {
+    /// The first whole answer in `input` and its length; `None` as long as it is not whole, or is no answer.
+    pub fn parse(input: &[u8]) -> Option<(Answer, usize)> {
+        let len = ReplyParser::new().parse(input, &ReplyLimits::default()).ok().flatten()?;
+        Some((answer(&input[..len]).ok()?, len))
+    }
+}
+
 /// A connection. After an error it is to be dropped: what is under way is in doubt.
 #[derive(Debug)]
 pub struct Client {

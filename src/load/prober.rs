@@ -184,6 +184,8 @@ fn judge(model: &mut KeyModel, key: &str, answer: &Answer) -> Result<(), Violati
 struct Slot {
     key: String,
     next: u64,
+    /// Some write to the key was acknowledged.
+    acknowledged: bool,
 }
 
 /// One writing thread.
@@ -209,7 +211,15 @@ impl Writer {
         self.fresh += 1;
         let key = format!("{}:{}:{}", self.options.prefix, self.number, self.fresh);
         self.keys.insert(key.clone(), KeyModel::new());
-        Slot { key, next: 1 }
+        Slot { key, next: 1, acknowledged: false }
+    }
+
+    /// Leaves every key that holds an acknowledged write as it is: behind a lost connection may stand another primary,
+    /// and a later write there would hide that this one is gone.
+    fn retire(&mut self, slots: &mut [Slot]) {
+        for slot in slots.iter_mut().filter(|slot| slot.acknowledged) {
+            *slot = self.fresh_slot();
+        }
     }
 
     fn run(mut self) -> Writer {
@@ -222,8 +232,8 @@ impl Writer {
                 continue;
             };
             turn += 1;
-            let at = turn % slots.len();
-            // Every eighth turn reads, which also settles nothing that is still open.
+            let at = (turn - turn / 8) % slots.len();
+            // Every eighth turn reads what the turn before wrote.
             let alive = if turn.is_multiple_of(8) {
                 self.read(open, &slots[at].key)
             } else {
@@ -237,6 +247,7 @@ impl Writer {
             };
             if !alive {
                 client = None;
+                self.retire(&mut slots);
                 self.server = (self.server + 1) % self.options.servers.len();
             }
         }
@@ -267,6 +278,7 @@ impl Writer {
             Outcome::Acknowledged => {
                 self.verdict.acknowledged += 1;
                 self.shared.acknowledged();
+                slot.acknowledged = true;
             }
             Outcome::InDoubt => self.verdict.in_doubt += 1,
             Outcome::Refused => {
@@ -329,6 +341,8 @@ mod tests {
         forget_every: Option<u64>,
         /// Every n-th write is refused but done.
         sneak_every: Option<u64>,
+        /// Every n-th write ends the connection, and all acknowledged before is forgotten.
+        fall_back_every: Option<u64>,
         /// Every n-th write ends the connection, after it was done when the flag says so.
         hang_up_every: Option<(u64, bool)>,
     }
@@ -375,8 +389,12 @@ mod tests {
                             let n = count.fetch_add(1, Ordering::Relaxed) + 1;
                             let on = |every: Option<u64>| every.is_some_and(|every| n.is_multiple_of(every));
                             let hang_up = on(liar.hang_up_every.map(|(every, _)| every));
-                            if !on(liar.forget_every) && !(hang_up && !liar.hang_up_every.unwrap().1) {
+                            if !on(liar.forget_every) && (!hang_up || liar.hang_up_every.unwrap().1) {
                                 data.lock().unwrap().insert(args.at(1).to_vec(), args.at(2).to_vec());
+                            }
+                            if on(liar.fall_back_every) {
+                                data.lock().unwrap().clear();
+                                return;
                             }
                             if hang_up {
                                 return;
@@ -456,6 +474,14 @@ mod tests {
             data.remove(&key);
         });
         assert_eq!(verdict.violations.len(), 1, "{verdict}");
+    }
+
+    #[test]
+    fn a_loss_is_found_although_the_writers_go_on() {
+        let verdict = probe(Liar { fall_back_every: Some(100), ..Liar::default() }, |_| {});
+        // The keys of the connection that broke hold what nobody wrote over.
+        assert!(verdict.violations.iter().any(|v| matches!(v, Violation::Lost { .. })), "{verdict}");
+        assert!(verdict.keys_read_back > 8, "{verdict}");
     }
 
     #[test]

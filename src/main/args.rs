@@ -103,7 +103,7 @@ pub enum Verb {
         #[command(subcommand)]
         verb: SandboxVerb,
     },
-    /// Show it all: a cluster, load, a killed primary, a failover, a rejoin, and a verdict
+    /// Show it all: a cluster, load, kills, failovers, simulated power cuts, and a verdict
     Demo(Demo),
 }
 
@@ -164,7 +164,7 @@ pub struct Init {
     pub member: Vec<String>,
 }
 
-#[derive(ClapArgs, Debug, Default)]
+#[derive(ClapArgs, Clone, Debug, Default)]
 pub struct Run {
     /// Role asked for: a request, never an order, once a cluster exists
     #[arg(short = 'M', long = "role", value_name = "ROLE", value_enum)]
@@ -177,7 +177,7 @@ pub struct Run {
     pub background: bool,
 }
 
-#[derive(ClapArgs, Debug)]
+#[derive(ClapArgs, Clone, Debug)]
 pub struct Start {
     #[command(flatten)]
     pub run: Run,
@@ -396,15 +396,30 @@ pub struct SandboxUp {
 }
 
 #[derive(ClapArgs, Debug)]
+#[command(after_help = "\
+Examples:
+  baton demo                    everything that was acknowledged is still there: exit code 0
+  baton demo --commit local     replies do not wait for a standby: the demo counts what that loses, exit code 6
+  baton demo --seed 7 --power-cuts 2000   the same simulated power cuts again, and more of them")]
 pub struct Demo {
     /// Where the nodes live; by default a new folder that is removed at the end
     #[arg(long)]
     pub dir: Option<PathBuf>,
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=9))]
+    /// A failover by quorum needs three
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(3..=9))]
     pub nodes: u16,
+    /// Reply level of every node: off, local, remote_write, on, remote_apply
+    #[arg(long, default_value = "on", value_parser = ["off", "local", "remote_write", "on", "remote_apply"])]
+    pub commit: String,
     /// Time of steady load before and after each fault
-    #[arg(long, default_value = "3s", value_parser = duration)]
+    #[arg(long, default_value = "2s", value_parser = duration)]
     pub steady: Duration,
+    /// Simulated power cuts; 0 leaves them out
+    #[arg(long, default_value_t = 200)]
+    pub power_cuts: u64,
+    /// Seed of the simulated power cuts; by default a new one, which is printed
+    #[arg(long)]
+    pub seed: Option<u64>,
     /// Leave nodes and data as they are
     #[arg(long)]
     pub keep: bool,

@@ -1,20 +1,27 @@
-//! `baton demo`: a cluster, steady writers, faults, and a verdict by the judge of the load room.
+//! `baton demo`: a cluster, steady writers, faults, and a verdict by the judge of the load room; then the same judge over
+//! simulated power cuts.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use baton::admin::{Exit, Failover, StopMode, Verb};
 use baton::cluster::{NodeState, NodeStatus, Role};
-use baton::load::{ProbeOptions, Prober, Verdict};
+use baton::load::{ProbeOptions, Prober, Verdict, Violation};
+use baton::node::control::PID_FILE;
 use serde::Serialize;
 
 use super::args::{Common, Demo, SandboxUp};
+use super::demo_cuts::{self, Cuts};
 use super::lifecycle::{LOOK_AGAIN, stop_node};
 use super::sandbox::{self, Sandbox, bring_up, on_memory};
 use super::{Fail, Outcome, ask, render};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const WRITERS: usize = 8;
+/// How long the primary goes on with every standby frozen: shorter than its lease, so that it still may answer where the
+/// reply level lets it.
+const FROZEN: Duration = Duration::from_millis(400);
 
 /// What one act showed.
 #[derive(Clone, Debug, Serialize)]
@@ -26,13 +33,19 @@ struct Act {
 
 #[derive(Debug, Serialize)]
 struct Show {
+    commit: String,
     acts: Vec<Act>,
     verdict: Verdict,
+    power_cuts: Option<Cuts>,
     holds: bool,
 }
 
 struct Stage<'a> {
     common: &'a Common,
+    sandbox: &'a Sandbox,
+    steady: Duration,
+    /// Number of the next act.
+    next: usize,
     acts: Vec<Act>,
 }
 
@@ -41,10 +54,53 @@ impl Stage<'_> {
         render::progress(self.common, text);
     }
 
+    fn open(&mut self, text: &str) -> Instant {
+        self.say(&format!("act {}: {text}", self.next));
+        self.next += 1;
+        Instant::now()
+    }
+
+    /// The command that an operator would type for what the demo does now.
+    fn command(&self, text: &str) {
+        self.say(&format!("  $ {text}"));
+    }
+
+    fn node(&self, id: u16) -> String {
+        self.sandbox.dir.join(id.to_string()).display().to_string()
+    }
+
+    fn pid(&self, id: u16) -> String {
+        format!("$(cat {}/{PID_FILE})", self.node(id))
+    }
+
     fn act(&mut self, name: &'static str, begin: Instant, what: String) {
         let ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.say(&format!("  {what} ({ms} ms)"));
         self.acts.push(Act { name, what, ms });
+    }
+
+    fn kill(&self, ids: &[u16]) -> Result<(), Fail> {
+        let pids: Vec<String> = ids.iter().map(|id| self.pid(*id)).collect();
+        self.command(&format!("kill -9 {}", pids.join(" ")));
+        self.sandbox.kill_all(ids)
+    }
+
+    fn start(&self, ids: &[u16]) -> Result<(), Fail> {
+        ids.iter().for_each(|id| self.command(&format!("baton start -D {}", self.node(*id))));
+        self.sandbox.start_these(ids)
+    }
+
+    fn wait_normal(&self) -> Result<(), Fail> {
+        self.sandbox.wait_normal(PATIENCE, &mut |text| self.say(text))
+    }
+
+    fn primary(&self) -> Result<u16, Fail> {
+        let primary = self.sandbox.primary().ok_or_else(|| Fail::failed("there is no primary", ""))?;
+        Ok(primary.id)
+    }
+
+    fn others(&self, than: u16) -> Vec<u16> {
+        self.sandbox.members.iter().map(|member| member.id).filter(|id| *id != than).collect()
     }
 }
 
@@ -55,42 +111,104 @@ pub fn demo(common: &Common, verb: &Demo) -> Outcome {
         nodes: verb.nodes,
         base_port: None,
         sync: None,
-        commit: None,
+        commit: Some(verb.commit.clone()),
         commit_timeout: None,
         allow_tmpfs: verb.allow_tmpfs,
         timeout: PATIENCE,
     };
-    let mut stage = Stage { common, acts: Vec::new() };
     let begin = Instant::now();
-    stage.say(&format!("act 1: a cluster of {} nodes in {}", verb.nodes, up.dir.display()));
-    let sandbox = bring_up(&up, &mut |text| render::progress(common, text)).inspect_err(|_| {
+    let say = |text: &str| render::progress(common, text);
+    let (shown, commit) = (up.dir.display(), &verb.commit);
+    say(&format!("act 1: a cluster of {} nodes, each a process of its own, commit = {commit}", verb.nodes));
+    say(&format!("  $ baton sandbox up --dir {shown} --nodes {} --commit {commit}", verb.nodes));
+    let sandbox = bring_up(&up, &mut |text| say(text)).inspect_err(|_| {
         if let Ok(half) = Sandbox::open(&up.dir) {
             let _ = half.down();
         }
     })?;
-    stage.act(
-        "up",
-        begin,
-        format!("{} nodes, every one a process of its own, cluster_state Normal", verb.nodes),
-    );
-    let played = play(&mut stage, &sandbox, verb);
-    // A failed show leaves its logs and data for whoever wants to know why.
-    let cleaned = match (&played, verb.keep) {
-        (_, true) => Ok(()),
-        (Ok(verdict), false) if verdict.holds() => sandbox.down().and_then(|()| sandbox::remove(&sandbox)),
-        _ => sandbox.down(),
+    let mut stage = Stage { common, sandbox: &sandbox, steady: verb.steady, next: 2, acts: Vec::new() };
+    stage.act("up", begin, format!("{} nodes, cluster_state Normal", verb.nodes));
+    let played = as_configured(&sandbox, commit).and_then(|()| play(&mut stage));
+    // A failed show leaves its logs and data for whoever wants to know why; a loss that was asked for surprises nobody.
+    let cleaned = match &played {
+        _ if verb.keep => Ok(()),
+        Ok(verdict) if verdict.holds() || !survives_failover(commit) => {
+            sandbox.down().and_then(|()| sandbox::remove(&sandbox))
+        }
+        _ => {
+            stage.say(&format!("logs and data are in {}", sandbox.dir.display()));
+            sandbox.down()
+        }
     };
-    let verdict = played.inspect_err(|_| {
-        stage.say(&format!("logs and data are in {}", sandbox.dir.display()));
-    })?;
+    let verdict = played?;
     cleaned?;
-    let holds = verdict.holds();
-    let text = format!(
-        "\nverdict: {verdict}\nlongest time without an acknowledged write: {} ms\n",
-        verdict.longest_gap_ms
-    );
-    render::print(common, &Show { acts: stage.acts, verdict, holds }, &text);
+    let power_cuts = match verb.power_cuts {
+        0 => None,
+        count => Some(cut_power(&mut stage, verb, count)?),
+    };
+    let holds = verdict.holds() && power_cuts.as_ref().is_none_or(Cuts::holds);
+    let show = Show { commit: commit.clone(), acts: stage.acts, verdict, power_cuts, holds };
+    render::print(common, &show, &table(&show));
     Ok(if holds { Exit::Ok } else { Exit::Broken })
+}
+
+/// A folder that held a sandbox before keeps its own configuration.
+fn as_configured(sandbox: &Sandbox, commit: &str) -> Result<(), Fail> {
+    match sandbox.members.iter().find(|member| member.config.commit.name() != commit) {
+        None => Ok(()),
+        Some(member) => {
+            let message =
+                format!("node {} of this sandbox has commit = {}", member.id, member.config.commit.name());
+            Err(Fail::usage(message, "say the same --commit, or choose another --dir"))
+        }
+    }
+}
+
+/// Whether a reply at this level promises that the write survives the loss of the primary.
+fn survives_failover(commit: &str) -> bool {
+    matches!(commit, "on" | "remote_apply")
+}
+
+/// Everything at a glance, and what it means.
+fn table(show: &Show) -> String {
+    let mut text = String::from("\nact         time        what was shown\n");
+    for act in &show.acts {
+        let _ = writeln!(text, "{:<11} {:>8} ms {}", act.name, act.ms, act.what);
+    }
+    let _ = writeln!(text, "\ncluster:    {}", show.verdict);
+    let _ = writeln!(
+        text,
+        "            longest time without an acknowledged write: {} ms",
+        show.verdict.longest_gap_ms
+    );
+    if let Some(cuts) = &show.power_cuts {
+        let _ = writeln!(text, "power cuts: {}", cuts.verdict);
+        if let Some(why) = &cuts.stuck {
+            let _ = writeln!(text, "            after cut {}: {why}", cuts.cuts);
+        }
+        if !cuts.holds() {
+            let _ = writeln!(text, "            again: --seed {} --power-cuts {}", cuts.seed, cuts.cuts);
+        }
+    }
+    let lost = show.verdict.violations.iter().filter(|v| matches!(v, Violation::Lost { .. })).count();
+    let commit = &show.commit;
+    if !survives_failover(commit) {
+        let what = match lost {
+            0 => "nothing was lost this time, which is luck and no promise".to_string(),
+            _ => format!("{lost} keys have lost acknowledged writes, and that is the point of this run"),
+        };
+        let _ = writeln!(
+            text,
+            "\ncommit = {commit}: replies did not wait until a standby had flushed the write:\n{what}.\n\
+             The same acts with --commit on, the default, lose nothing."
+        );
+    }
+    let _ = writeln!(
+        text,
+        "\nverdict: {}",
+        if show.holds { "HOLDS: all that was acknowledged is there" } else { "BROKEN" }
+    );
+    text
 }
 
 /// Beside the working folder: the place for temporary files often lies in memory.
@@ -106,68 +224,131 @@ fn default_dir() -> Result<PathBuf, Fail> {
     Ok(base.join(name))
 }
 
-fn play(stage: &mut Stage<'_>, sandbox: &Sandbox, verb: &Demo) -> Result<Verdict, Fail> {
-    stage.say(&format!("act 2: {WRITERS} writers, every acknowledged write is remembered"));
+fn play(stage: &mut Stage<'_>) -> Result<Verdict, Fail> {
+    stage.open(&format!("{WRITERS} writers, every acknowledged write is remembered"));
     let prober = Prober::start(ProbeOptions {
-        servers: sandbox.clients(),
+        servers: stage.sandbox.clients(),
         password: None,
         writers: WRITERS,
         keys_per_writer: 64,
         patience: Duration::from_secs(12),
         prefix: format!("demo:{}", std::process::id()),
     });
-    let result = faults(stage, sandbox, verb, &prober);
+    let result = faults(stage, &prober);
     let history = prober.stop();
     result?;
 
-    stage.say("the verdict: every key is read back from the primary");
-    let begin = Instant::now();
-    let primary = sandbox.primary().ok_or_else(|| Fail::failed("there is no primary to read from", ""))?;
-    let verdict = history.verify(primary.config.client_listen, PATIENCE);
-    stage.act("verify", begin, format!("{} keys read back", verdict.keys_read_back));
+    let begin = stage.open("every key is read back from the primary");
+    let primary = stage.primary()?;
+    let verdict = history.verify(stage.sandbox.member(primary)?.config.client_listen, PATIENCE);
+    let broken = verdict.violations.len();
+    stage.act("verify", begin, format!("{} keys read back, {broken} of them wrong", verdict.keys_read_back));
     Ok(verdict)
 }
 
-fn faults(stage: &mut Stage<'_>, sandbox: &Sandbox, verb: &Demo, prober: &Prober) -> Result<(), Fail> {
-    steady(stage, prober, verb.steady)?;
-
-    let old = sandbox.primary().ok_or_else(|| Fail::failed("there is no primary", ""))?.id;
-    stage.say(&format!("act 3: the primary, node {old}, is killed with SIGKILL under load"));
-    let begin = Instant::now();
-    sandbox.kill(old)?;
-    let new = take_over(sandbox, old)?;
-    flowing(prober, "after the failover")?;
-    stage.act("failover", begin, format!("node {new} took over and acknowledges writes"));
-    steady(stage, prober, verb.steady)?;
-
-    stage.say(&format!("act 4: the old primary, node {old}, comes back"));
-    let begin = Instant::now();
-    sandbox.start(old, None)?;
-    sandbox.wait_normal(PATIENCE, &mut |text| stage_line(stage, text))?;
-    stage.act("rejoin", begin, format!("node {old} follows node {new}, cluster_state Normal"));
-    steady(stage, prober, verb.steady)?;
-
-    let standby = sandbox
-        .members
-        .iter()
-        .map(|member| member.id)
-        .find(|id| *id != new)
-        .ok_or_else(|| Fail::failed("there is no standby", ""))?;
-    stage.say(&format!("act 5: standby node {standby} is restarted"));
-    let begin = Instant::now();
-    stop_node(&sandbox.member(standby)?.config.data, StopMode::Fast, PATIENCE)?;
-    sandbox.start(standby, None)?;
-    sandbox.wait_normal(PATIENCE, &mut |text| stage_line(stage, text))?;
-    stage.act("restart", begin, "the standby resumed from its own log, cluster_state Normal".into());
-    steady(stage, prober, verb.steady)
+fn faults(stage: &mut Stage<'_>, prober: &Prober) -> Result<(), Fail> {
+    steady(stage, prober)?;
+    let old = primary_lost(stage, prober)?;
+    rejoin(stage, prober, old)?;
+    standby_restarted(stage, prober)?;
+    let old = last_writes_on_the_primary_alone(stage, prober)?;
+    rejoin(stage, prober, old)?;
+    all_killed(stage, prober)
 }
 
-fn stage_line(stage: &Stage<'_>, text: &str) {
-    stage.say(text);
+fn primary_lost(stage: &mut Stage<'_>, prober: &Prober) -> Result<u16, Fail> {
+    let old = stage.primary()?;
+    let begin = stage.open(&format!("the primary, node {old}, is killed under load"));
+    stage.kill(&[old])?;
+    let new = take_over(stage, Some(old))?;
+    flowing(prober, "after the failover")?;
+    stage.act("failover", begin, format!("node {new} took over and acknowledges writes"));
+    steady(stage, prober)?;
+    Ok(old)
+}
+
+fn rejoin(stage: &mut Stage<'_>, prober: &Prober, old: u16) -> Result<(), Fail> {
+    let begin = stage.open(&format!("the old primary, node {old}, comes back"));
+    stage.start(&[old])?;
+    stage.wait_normal()?;
+    stage.act("rejoin", begin, format!("node {old} follows node {}, cluster_state Normal", stage.primary()?));
+    steady(stage, prober)
+}
+
+fn standby_restarted(stage: &mut Stage<'_>, prober: &Prober) -> Result<(), Fail> {
+    let standby = stage.others(stage.primary()?)[0];
+    let begin = stage.open(&format!("standby node {standby} is restarted"));
+    stage.command(&format!("baton restart -D {}", stage.node(standby)));
+    stop_node(&stage.sandbox.member(standby)?.config.data, StopMode::Fast, PATIENCE)?;
+    stage.sandbox.start(standby, None)?;
+    stage.wait_normal()?;
+    stage.act("restart", begin, "the standby resumed from its own log, cluster_state Normal".into());
+    steady(stage, prober)
+}
+
+/// The primary goes on for a moment while no standby can hear it, and dies. The frozen standbys die too: what their
+/// kernels hold unread for them is lost, as with a machine. Only the standbys come back.
+fn last_writes_on_the_primary_alone(stage: &mut Stage<'_>, prober: &Prober) -> Result<u16, Fail> {
+    let old = stage.primary()?;
+    let standbys = stage.others(old);
+    let begin = stage.open(&format!("the standbys freeze, then the primary, node {old}, is lost for now"));
+    let pids: Vec<String> = standbys.iter().map(|id| stage.pid(*id)).collect();
+    stage.command(&format!("kill -STOP {}", pids.join(" ")));
+    stage.sandbox.freeze(&standbys)?;
+    let before = prober.acknowledged();
+    std::thread::sleep(FROZEN);
+    stage.kill(&[old])?;
+    let alone = prober.acknowledged() - before;
+    stage.kill(&standbys)?;
+    stage.start(&standbys)?;
+    let new = take_over(stage, Some(old))?;
+    flowing(prober, "after the failover")?;
+    let what = format!("{alone} writes acknowledged while the standbys were frozen; node {new} took over");
+    stage.act("cut off", begin, what);
+    steady(stage, prober)?;
+    Ok(old)
+}
+
+fn all_killed(stage: &mut Stage<'_>, prober: &Prober) -> Result<(), Fail> {
+    let all: Vec<u16> = stage.sandbox.members.iter().map(|member| member.id).collect();
+    let begin = stage.open("all nodes are killed at once under load");
+    stage.kill(&all)?;
+    stage.start(&all)?;
+    let new = take_over(stage, None)?;
+    flowing(prober, "after the death of all nodes")?;
+    stage.wait_normal()?;
+    stage.act("all killed", begin, format!("node {new} leads what was there, cluster_state Normal"));
+    steady(stage, prober)
+}
+
+fn cut_power(stage: &mut Stage<'_>, verb: &Demo, count: u64) -> Result<Cuts, Fail> {
+    let seed = verb.seed.map_or_else(fresh_seed, Ok)?;
+    let begin = stage.open(&format!("{count} power cuts of a simulated machine with one node, seed {seed}"));
+    stage.command(&format!("baton demo --seed {seed} --power-cuts {count}"));
+    let cuts = demo_cuts::run(seed, count, &verb.commit, &mut |text| render::progress(stage.common, text));
+    let what = format!(
+        "{} cuts in {:.1} simulated s, {} of them during a start; {} disk writes torn, {} lost",
+        cuts.cuts,
+        cuts.simulated_ms as f64 / 1000.0,
+        cuts.while_starting,
+        cuts.disk_writes_torn,
+        cuts.disk_writes_lost
+    );
+    stage.act("power cuts", begin, what);
+    Ok(cuts)
+}
+
+fn fresh_seed() -> Result<u64, Fail> {
+    let mut bytes = [0u8; 4];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut random| std::io::Read::read_exact(&mut random, &mut bytes))
+        .map_err(|error| Fail::failed(format!("no random numbers: {error}"), "give --seed"))?;
+    Ok(u64::from(u32::from_le_bytes(bytes)))
 }
 
 /// Lets the writers work for a while and says how much they did.
-fn steady(stage: &mut Stage<'_>, prober: &Prober, time: Duration) -> Result<(), Fail> {
+fn steady(stage: &mut Stage<'_>, prober: &Prober) -> Result<(), Fail> {
+    let time = stage.steady;
     let (begin, before) = (Instant::now(), prober.acknowledged());
     while begin.elapsed() < time {
         std::thread::sleep(LOOK_AGAIN.min(time));
@@ -194,11 +375,15 @@ fn flowing(prober: &Prober, when: &str) -> Result<(), Fail> {
 }
 
 /// Asks the standbys, the one with the longest log first, until one has taken over.
-fn take_over(sandbox: &Sandbox, old: u16) -> Result<u16, Fail> {
-    let begin = Instant::now();
+fn take_over(stage: &Stage<'_>, lost: Option<u16>) -> Result<u16, Fail> {
+    let (begin, sandbox) = (Instant::now(), stage.sandbox);
+    let mut asked = None;
     loop {
-        let mut rows: Vec<NodeStatus> =
-            sandbox.rows().into_iter().filter(|row| row.node != old && row.role != Role::Down).collect();
+        let mut rows: Vec<NodeStatus> = sandbox
+            .rows()
+            .into_iter()
+            .filter(|row| Some(row.node) != lost && row.role != Role::Down)
+            .collect();
         rows.sort_by_key(|row| std::cmp::Reverse(row.flushed_lsn));
         let mut refusal = None;
         for row in &rows {
@@ -206,6 +391,10 @@ fn take_over(sandbox: &Sandbox, old: u16) -> Result<u16, Fail> {
             let data = &sandbox.member(row.node)?.config.data;
             if ready {
                 return Ok(row.node);
+            }
+            if asked != Some(row.node) {
+                stage.command(&format!("baton failover -D {}", stage.node(row.node)));
+                asked = Some(row.node);
             }
             let failover = Failover { timeout_ms: 10_000, ..Failover::default() };
             match ask::ask(data, Verb::Failover(failover)).and_then(ask::result) {

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use baton::admin::{Exit, StopMode, Verb};
 use baton::base::ClusterId;
-use baton::cluster::{NodeState, NodeStatus};
+use baton::cluster::{NodeState, NodeStatus, Role};
 use baton::config::Config;
 use baton::node::{self, InitDone, InitOptions, RunOptions};
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::args::{Common, Init, Restart, Run, Start, Stop};
+use super::args::{Common, Init, Restart, RoleArg, Run, Start, Stop};
 use super::process::{self, Running};
 use super::{Fail, Outcome, ask, logging, place, render};
 
@@ -161,7 +161,7 @@ pub fn run(common: &Common, verb: &Run) -> Result<u8, Fail> {
         Fail::failed(format!("the log cannot be opened: {error}"), "check the data folder")
     })?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "baton starts");
-    let options = RunOptions { config, role: verb.role.map(super::args::RoleArg::role), alone: verb.alone };
+    let options = RunOptions { config, role: verb.role.map(RoleArg::role), alone: verb.alone };
     let code = node::run(options);
     tracing::info!(code, "baton ends");
     drop(guard);
@@ -308,10 +308,19 @@ pub fn stop_node(data: &Path, mode: StopMode, patience: Duration) -> Result<bool
 
 pub fn restart(common: &Common, verb: &Restart) -> Outcome {
     let config = place::node(common)?;
+    // After a restart a former primary waits until it wins a new term, so keeping its role means asking for it.
+    let had =
+        ask::typed::<NodeStatus>(&config.data, Verb::Status).ok().and_then(|status| match status.role {
+            Role::Primary => Some(RoleArg::Primary),
+            Role::Standby => Some(RoleArg::Standby),
+            Role::CascadeStandby => Some(RoleArg::CascadeStandby),
+            _ => None,
+        });
     if stop_node(&config.data, verb.mode.mode(), verb.start.timeout)? {
         render::progress(common, &format!("node {} stopped", config.node));
     }
-    start(common, &verb.start)
+    let run = Run { role: verb.start.run.role.or(had), ..verb.start.run.clone() };
+    start(common, &Start { run, ..verb.start.clone() })
 }
 
 #[cfg(test)]

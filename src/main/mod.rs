@@ -7,6 +7,7 @@ mod args;
 mod ask;
 mod bench;
 mod demo;
+mod demo_cuts;
 mod inspect;
 mod lifecycle;
 mod logging;

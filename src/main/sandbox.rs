@@ -175,6 +175,15 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Starts all of these at the same time, in no role of their own.
+    pub fn start_these(&self, ids: &[u16]) -> Result<(), Fail> {
+        let launched: Result<Vec<_>, _> = ids.iter().map(|id| self.launch(*id, None)).collect();
+        for (id, launched) in ids.iter().zip(&mut launched?) {
+            launched.wait_up(&self.member(*id)?.config, START_PATIENCE, &mut |_| {})?;
+        }
+        Ok(())
+    }
+
     fn launch(&self, id: u16, role: Option<RoleArg>) -> Result<Launched, Fail> {
         let member = self.member(id)?;
         if let Some(running) = Running::find(&member.config.data) {
@@ -186,17 +195,39 @@ impl Sandbox {
 
     /// SIGKILL, and the process gone.
     pub fn kill(&self, id: u16) -> Result<(), Fail> {
-        let member = self.member(id)?;
-        let Some(running) = Running::find(&member.config.data) else {
-            return Err(Fail::new(Exit::Down, "down", format!("node {id} does not run"), ""));
-        };
-        running
-            .signal(Signal::KILL)
-            .map_err(|error| Fail::failed(format!("cannot kill node {id}: {error}"), ""))?;
-        match running.wait(STOP_PATIENCE) {
-            true => Ok(()),
-            false => Err(Fail::failed(format!("process {} does not die: its disk hangs", running.pid), "")),
+        self.kill_all(&[id])
+    }
+
+    /// SIGKILL for all of them before the first is waited for.
+    pub fn kill_all(&self, ids: &[u16]) -> Result<(), Fail> {
+        for (id, running) in self.signal_all(ids, Signal::KILL)? {
+            if !running.wait(STOP_PATIENCE) {
+                let message = format!("process {} of node {id} does not die: its disk hangs", running.pid);
+                return Err(Fail::failed(message, ""));
+            }
         }
+        Ok(())
+    }
+
+    /// SIGSTOP: the processes stand still, and what their kernel receives for them stays where it is.
+    pub fn freeze(&self, ids: &[u16]) -> Result<(), Fail> {
+        self.signal_all(ids, Signal::STOP).map(drop)
+    }
+
+    fn signal_all(&self, ids: &[u16], signal: Signal) -> Result<Vec<(u16, Running)>, Fail> {
+        let mut found = Vec::new();
+        for id in ids {
+            match Running::find(&self.member(*id)?.config.data) {
+                Some(running) => found.push((*id, running)),
+                None => return Err(Fail::new(Exit::Down, "down", format!("node {id} does not run"), "")),
+            }
+        }
+        for (id, running) in &found {
+            running
+                .signal(signal)
+                .map_err(|error| Fail::failed(format!("cannot signal node {id}: {error}"), ""))?;
+        }
+        Ok(found)
     }
 
     /// Stops every node, standbys first so that the primary's last writes have somewhere to go as long as possible;

@@ -98,7 +98,8 @@ impl<S: Seam> Node<S> {
         let command = Command::Failover {
             dry_run: wanted.dry_run,
             alone: wanted.alone,
-            force: wanted.force || wanted.accept_loss,
+            // Confirming a loss says nothing about a primary that may be alive.
+            force: wanted.force || (wanted.alone && wanted.accept_loss),
         };
         self.admin.next_op += 1;
         let op = self.admin.next_op;

@@ -122,7 +122,12 @@ impl<S: Seam> Node<S> {
         let config = options.config.clone();
         let folder = Folder::new(&config.data);
         let control_paths = folder.control();
-        let here = seam.list(folder.root()).unwrap_or_default();
+        let here = match seam.list(folder.root()) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(io("reading the data folder")(e));
+            }
+            listed => listed.unwrap_or_default(),
+        };
         if !here.iter().any(|name| name.starts_with("control.")) {
             return Err(BootError::NotInitialised { path: folder.root().display().to_string() });
         }
@@ -131,14 +136,19 @@ impl<S: Seam> Node<S> {
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Err(BootError::Locked),
             Err(e) => return Err(BootError::Io { what: "locking the data folder", error: e }),
         }
-        let control = read_control(seam, &folder, config.node)?;
+        let mut control = read_control(seam, &folder, config.node)?;
         if control.cluster_name != config.cluster {
             return Err(BootError::OtherCluster { found: control.cluster_name, configured: config.cluster });
         }
         let a = seam.open(&control_paths[0], Open::Existing).map_err(io("opening control.a"))?;
         let b = seam.open(&control_paths[1], Open::Existing).map_err(io("opening control.b"))?;
         let (store, superblock, pages) = open_store(seam, &folder, &config, &control)?;
+        // A rename by the last process may not be durable yet.
+        seam.sync_folder(&folder.wal()).map_err(io("syncing the log folder"))?;
         let (recovered, policies) = recover_log(seam, &folder, &control, &store)?;
+        if matches!(recovered.verdict, Verdict::Damaged { .. }) && control.status == DataStatus::Whole {
+            remember_damage(seam, &folder, &mut control)?;
+        }
         Ok(Parts {
             options,
             folder,
@@ -153,12 +163,36 @@ impl<S: Seam> Node<S> {
     }
 }
 
+/// Makes it durable that the log is not whole: the repair overwrites the evidence, and a crash in the middle of it must
+/// not leave a node that counts without what it had acknowledged.
+fn remember_damage<S: Seam>(
+    seam: &mut S,
+    folder: &Folder,
+    control: &mut ControlState,
+) -> Result<(), BootError> {
+    control.status = DataStatus::Damaged;
+    control.generation += 1;
+    for path in folder.control() {
+        heal_control(seam, &path, control)
+            .map_err(io("noting in the control copies that the log is damaged"))?;
+    }
+    Ok(())
+}
+
 /// Reads both control copies and heals a bad one.
 fn read_control<S: Seam>(seam: &mut S, folder: &Folder, node: NodeId) -> Result<ControlState, BootError> {
     let paths = folder.control();
     let mut copies = [None, None];
+    let mut unreadable = None;
     for (copy, path) in copies.iter_mut().zip(&paths) {
-        *copy = read_small(seam, path, CONTROL_BYTES * 2).ok().flatten();
+        match read_small(seam, path, CONTROL_BYTES * 2) {
+            Ok(read) => *copy = read,
+            Err(error) => unreadable = Some(error),
+        }
+    }
+    // A disk that does not answer says nothing about what stands on it.
+    if let (Some(error), [None, None]) = (unreadable, &copies) {
+        return Err(io("reading the control copies")(error));
     }
     let trimmed = |c: &Option<Vec<u8>>| c.as_ref().map(|b| b[..b.len().min(CONTROL_BYTES)].to_vec());
     let (a, b) = (trimmed(&copies[0]), trimmed(&copies[1]));
@@ -356,7 +390,8 @@ impl Parts {
             log: Log::new(wal, keeper, whole, segment_bytes),
             log_moved: true,
             log_failure_told: false,
-            disk_full: false,
+            repair_told: false,
+            log_starved: false,
             groups: Groups::default(),
             committed,
             announce_at: None,
@@ -411,7 +446,7 @@ impl Parts {
         node.tell_role(Input::Tick);
         match options.role {
             Some(StartRole::Primary) => {
-                let command = Command::RequestPrimary { alone: options.alone, force: options.alone };
+                let command = Command::RequestPrimary { alone: options.alone, force: false };
                 node.tell_role(Input::Command { op: super::admin::START_OP, command });
             }
             Some(StartRole::Standby | StartRole::CascadeStandby | StartRole::Pending) | None => {}

@@ -250,7 +250,7 @@ impl<S: Seam> Node<S> {
     /// What this node may do for clients now.
     pub(super) fn mode(&self) -> Mode {
         if self.serving {
-            let writes = if self.disk_full {
+            let writes = if self.disk_full() {
                 Writes::Refused(errors::DISK_FULL)
             } else if self.too_few_voters() {
                 Writes::Refused(errors::NO_REPLICAS)
@@ -261,7 +261,8 @@ impl<S: Seam> Node<S> {
             };
             return Mode::Primary { writes };
         }
-        if self.role.leading().is_some() || self.exit.is_some() {
+        // A leader that has promised, or whose clients are held, shows speculative shards and has no lease.
+        if self.executed || self.role.leading().is_some() || self.exit.is_some() {
             return Mode::Closed(errors::NOT_SERVING);
         }
         if self.data.applied.lsn() < self.readable_from {
@@ -629,7 +630,8 @@ impl<S: Seam> Node<S> {
         if request.stamp > self.groups.at(self.log.wal.end().end) {
             return (false, 0);
         }
-        let end = self.groups.end_of(request.stamp).unwrap_or_default();
+        // A group that was forgotten is committed; nobody is counted for less than the commit index then.
+        let end = self.groups.end_of(request.stamp).unwrap_or(self.committed.lsn());
         let local = self.log.wal.flushed().lsn() >= end;
         let count = match (&self.streams.progress, request.local) {
             (None, _) => 0,
@@ -707,6 +709,8 @@ impl<S: Seam> Node<S> {
 
 /// A write whose OK says nothing about the data that was there.
 fn blind_write(args: &crate::resp::Args<'_>) -> bool {
-    let name = args.at(0);
-    (name.eq_ignore_ascii_case(b"set") && args.len() == 3) || name.eq_ignore_ascii_case(b"mset")
+    // An empty line is a request without words.
+    args.get(0).is_some_and(|name| {
+        (name.eq_ignore_ascii_case(b"set") && args.len() == 3) || name.eq_ignore_ascii_case(b"mset")
+    })
 }

@@ -1,8 +1,10 @@
 //! Shards, pages and checkpoints: redo of committed frames, merges in slices, the superblock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 
 use crate::base::limits::PAGE_BYTES;
+use crate::base::planted::{Bug, planted};
 use crate::base::{AlignedBuf, AppliedLsn, Lsn, ShardId, Stamp, WallMs};
 use crate::io::{ConnId, FileId, Op, Seam};
 use crate::record::{HEADER_BYTES, MERGE_VERSION, Record};
@@ -36,6 +38,8 @@ pub struct Data {
     /// Clients whose command waits for a page.
     pub parked: BTreeMap<PageNo, Vec<ConnId>>,
     growing: Option<Growing>,
+    /// The page file could not grow for want of space. Nothing was lost: its new end was not in use yet.
+    pub starved: bool,
     superblock_busy: bool,
     redo_reading: bool,
     /// Position at which the last checkpoint record was logged by this primary, and the shard it named.
@@ -51,6 +55,8 @@ struct Growing {
     at: u64,
     to: u64,
     pages: u64,
+    /// A piece is being written.
+    asked: bool,
 }
 
 impl Data {
@@ -74,6 +80,7 @@ impl Data {
             damaged: BTreeMap::new(),
             parked: BTreeMap::new(),
             growing: None,
+            starved: false,
             superblock_busy: false,
             redo_reading: false,
             next_shard: 0,
@@ -94,7 +101,7 @@ impl<S: Seam> Node<S> {
         if self.executed || self.data.redo_reading {
             return false;
         }
-        let limit = self.committed.lsn().min(self.log.wal.flushed().lsn());
+        let limit = self.apply_limit();
         let applied = self.data.applied.lsn();
         if applied >= limit {
             return false;
@@ -113,6 +120,12 @@ impl<S: Seam> Node<S> {
                 false
             }
         }
+    }
+
+    /// Nothing above the commit index is applied, and nothing that is not flushed here (protocol 2.1).
+    fn apply_limit(&self) -> Lsn {
+        let flushed = self.log.wal.flushed().lsn();
+        if planted(Bug::ApplyPastCommit) { flushed } else { self.committed.lsn().min(flushed) }
     }
 
     fn apply_frames(&mut self, frames: &[crate::wal::Frame], limit: Lsn) -> bool {
@@ -161,7 +174,7 @@ impl<S: Seam> Node<S> {
         self.data.redo_reading = false;
         match frames {
             Ok(frames) => {
-                let limit = self.committed.lsn().min(self.log.wal.flushed().lsn());
+                let limit = self.apply_limit();
                 let frames: Vec<_> =
                     frames.into_iter().filter(|(h, _)| h.first >= self.data.applied.lsn()).collect();
                 self.apply_frames(&frames, limit);
@@ -263,7 +276,8 @@ impl<S: Seam> Node<S> {
             return;
         }
         let at = self.seam.file_len(self.data.pages).unwrap_or(0);
-        self.data.growing = Some(Growing { at, to: to_pages * PAGE_BYTES as u64, pages: to_pages });
+        self.data.growing =
+            Some(Growing { at, to: to_pages * PAGE_BYTES as u64, pages: to_pages, asked: false });
         self.grow_on();
     }
 
@@ -280,15 +294,41 @@ impl<S: Seam> Node<S> {
         let piece = (growing.to - growing.at).min(GROW_BYTES);
         let data = AlignedBuf::zeroed(piece as usize).share();
         let (file, offset) = (self.data.pages, growing.at);
-        growing.at += piece;
+        growing.asked = true;
         self.seam.submit(Op::Write { token: token::page_grow(), file, offset, data, durable: false });
     }
 
     pub(super) fn grown(&mut self, result: std::io::Result<()>) {
+        let Some(growing) = &mut self.data.growing else { return };
+        growing.asked = false;
         match result {
-            Ok(()) => self.grow_on(),
+            Ok(()) => {
+                growing.at = (growing.at + GROW_BYTES).min(growing.to);
+                if std::mem::take(&mut self.data.starved) {
+                    tracing::info!("disk has room again: the page file grows");
+                }
+                self.grow_on();
+            }
+            // Space that was never in use may be asked for again; the timers do.
+            Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                if !std::mem::replace(&mut self.data.starved, true) {
+                    tracing::error!(%error, "disk full: the page file cannot grow, writes are refused");
+                }
+            }
             Err(error) => self.data_failed("growing the page file", &error),
         }
+    }
+
+    /// Asks again for space that was not there.
+    pub(super) fn retry_growing(&mut self) {
+        if self.data.starved && self.data.growing.as_ref().is_some_and(|growing| !growing.asked) {
+            self.grow_on();
+        }
+    }
+
+    /// No room for more log, or for more pages.
+    pub(super) fn disk_full(&self) -> bool {
+        self.log_starved || self.data.starved
     }
 
     pub(super) fn read_page(&mut self, page: PageNo) {

@@ -95,6 +95,8 @@ struct Gate {
     end: u64,
     need: Need,
     since: Mono,
+    /// Replies behind this gate; more than one only when they wait for nothing.
+    replies: usize,
 }
 
 /// The unsent replies of one client.
@@ -117,8 +119,11 @@ impl Replies {
         let end = self.base + self.bytes.len() as u64;
         match self.gates.back_mut() {
             // Runs of replies that wait for nothing need one gate only.
-            Some(last) if last.need == need && need == Need::NOTHING => last.end = end,
-            _ => self.gates.push_back(Gate { end, need, since: now }),
+            Some(last) if last.need == need && need == Need::NOTHING => {
+                last.end = end;
+                last.replies += 1;
+            }
+            _ => self.gates.push_back(Gate { end, need, since: now, replies: 1 }),
         }
     }
 
@@ -155,12 +160,21 @@ impl Replies {
         self.gates.front().map(|g| g.since)
     }
 
-    /// Replaces every held reply: `text(need)` gives the error line for one reply. All gates open.
+    /// Replaces every held reply that waits for something: `text(need)` gives its error line. Replies that wait for
+    /// nothing keep their place and their words. All gates open.
     pub fn replace_held(&mut self, mut text: impl FnMut(&Need) -> String) {
         let mut replaced = Vec::new();
+        let mut start = self.base;
         for gate in &self.gates {
-            replaced.extend_from_slice(text(&gate.need).as_bytes());
-            replaced.extend_from_slice(b"\r\n");
+            if gate.need == Need::NOTHING {
+                let (from, to) = ((start - self.base) as usize, (gate.end - self.base) as usize);
+                replaced.extend_from_slice(&self.bytes[from..to]);
+            } else if gate.end > start {
+                assert_eq!(gate.replies, 1, "replies that wait have a gate each");
+                replaced.extend_from_slice(text(&gate.need).as_bytes());
+                replaced.extend_from_slice(b"\r\n");
+            }
+            start = gate.end;
         }
         let now = self.gates.front().map_or(Mono(0), |g| g.since);
         self.gates.clear();
@@ -236,5 +250,20 @@ mod tests {
         let mut out = Vec::new();
         replies.release(&Watermarks::NONE, &mut out);
         assert_eq!(out, b"-UNKNOWN 7\r\n-UNKNOWN 8\r\n");
+    }
+
+    #[test]
+    fn a_pipeline_keeps_one_reply_per_command_when_it_is_given_up() {
+        let mut replies = Replies::default();
+        replies.buffer().extend_from_slice(b"+OK\r\n");
+        replies.close_gate(need(7, 7, Level::On), Mono(1));
+        for _ in 0..2 {
+            replies.buffer().extend_from_slice(b"+PONG\r\n");
+            replies.close_gate(Need::NOTHING, Mono(1));
+        }
+        replies.replace_held(|_| "-UNKNOWN".to_string());
+        let mut out = Vec::new();
+        replies.release(&Watermarks::NONE, &mut out);
+        assert_eq!(out, b"-UNKNOWN\r\n+PONG\r\n+PONG\r\n");
     }
 }

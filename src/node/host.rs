@@ -143,7 +143,7 @@ impl HostView<'_> {
             "replication" => self.replication(out),
             "baton" => write!(
                 out,
-                "node:{}\r\ncluster:{}\r\ncluster_id:{}\r\nrole:{}\r\nstate:{}\r\nterm:{}\r\nserving:{}\r\n\
+                "node:{}\r\ncluster:{}\r\ncluster_id:{}\r\nnode_role:{}\r\nnode_state:{}\r\nterm:{}\r\nserving:{}\r\n\
                  appended_lsn:{}\r\nflushed_lsn:{}\r\ncommitted_lsn:{}\r\napplied_lsn:{}\r\ncommit:{}\r\n",
                 self.config.node,
                 self.config.cluster,

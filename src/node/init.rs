@@ -133,7 +133,13 @@ fn make_files<S: Seam>(
     for path in folder.control() {
         create_durable(seam, &path, &state.encode())?;
     }
-    seam.sync_folder(folder.root())
+    seam.sync_folder(folder.root())?;
+    // The folder's own name must survive a power cut too.
+    match folder.root().parent() {
+        Some(parent) if parent.as_os_str().is_empty() => seam.sync_folder(Path::new(".")),
+        Some(parent) => seam.sync_folder(parent),
+        None => Ok(()),
+    }
 }
 
 fn failed(what: &str, error: &std::io::Error) -> NodeError {

@@ -28,8 +28,8 @@ enum Phase {
     Dialing(Dialer),
     Accepting(Acceptor),
     Up(Session),
-    /// Told goodbye; waits for its last bytes to leave.
-    Closing,
+    /// Goodbye was said by one side; waits for its end. With the session that stood, if one did.
+    Closing(Option<Session>),
 }
 
 #[derive(Debug)]
@@ -114,7 +114,11 @@ impl Links {
         for (conn, link) in &self.links {
             match &link.phase {
                 Phase::Up(_) if now.since(link.heard) > PEER_SILENCE_MAX => drop.push(*conn),
-                Phase::Up(_) if link.dialed.is_some() && now.since(link.said) >= PING_EVERY => {
+                // What this side says may be answered on another link: silence over here asks for a sign of life too.
+                Phase::Up(_)
+                    if link.dialed.is_some()
+                        && (now.since(link.said) >= PING_EVERY || now.since(link.heard) >= PING_EVERY) =>
+                {
                     ping.push(*conn)
                 }
                 Phase::Up(_) => {}
@@ -213,7 +217,7 @@ impl Links {
     ) {
         let Some(link) = self.links.get_mut(&conn) else { return };
         link.heard = now;
-        if matches!(link.phase, Phase::Closing) {
+        if matches!(link.phase, Phase::Closing(_)) {
             return;
         }
         if let Err(error) = link.decoder.push(bytes) {
@@ -227,12 +231,12 @@ impl Links {
                 Err(error) => return self.fail(seam, conn, now, error.to_string()),
             };
             match &link.phase {
-                Phase::Closing => return,
+                Phase::Closing(_) => return,
                 Phase::Up(session) => {
                     if let Message::Goodbye { reason, text } = &envelope.message {
                         tracing::info!(peer = %session.peer.node, ?reason, text, "peer said goodbye");
                         seam.submit(Op::Close { conn });
-                        link.phase = Phase::Closing;
+                        link.phase = Phase::Closing(Some(*session));
                         return;
                     }
                     out.push(LinkEvent::Message { conn, session: *session, envelope });
@@ -288,7 +292,7 @@ impl Links {
                     dial.last_error = Some(error.to_string());
                     dial.wait = REDIAL_MAX;
                 }
-                link.phase = Phase::Closing;
+                link.phase = Phase::Closing(None);
                 if let Some(message) = send {
                     self.send_stamped(seam, conn, now, &own, &message);
                 }
@@ -312,7 +316,8 @@ impl Links {
         seam.submit(Op::Close { conn });
     }
 
-    /// Ends a link after telling the peer why.
+    /// Ends a link after telling the peer why. The session that stood is returned: for this node the link is down from
+    /// here on, before the peer can notice.
     pub fn goodbye<S: Seam>(
         &mut self,
         seam: &mut S,
@@ -320,9 +325,14 @@ impl Links {
         now: Mono,
         reason: GoodbyeReason,
         text: &str,
-    ) {
+    ) -> Option<Session> {
         self.send(seam, conn, now, &Message::Goodbye { reason, text: cut(text.to_string()) });
         seam.submit(Op::Close { conn });
+        let link = self.links.get_mut(&conn)?;
+        match std::mem::replace(&mut link.phase, Phase::Closing(None)) {
+            Phase::Up(session) => Some(session),
+            _ => None,
+        }
     }
 
     fn close_when_sent<S: Seam>(&mut self, seam: &mut S, conn: ConnId) {
@@ -335,7 +345,7 @@ impl Links {
         if let Some(link) = self.links.get_mut(&conn) {
             link.outbox.sent(data);
             link.outbox.pump(seam, token::SEND);
-            if matches!(link.phase, Phase::Closing) {
+            if matches!(link.phase, Phase::Closing(_)) {
                 self.close_when_sent(seam, conn);
             }
         }
@@ -358,6 +368,8 @@ impl Links {
                 let process_gone = matches!(reason, CloseReason::Finished | CloseReason::Reset);
                 Some(LinkEvent::Down { conn, session, process_gone })
             }
+            // A goodbye comes from a process that lives: its end proves nothing about what it may still do.
+            Phase::Closing(Some(session)) => Some(LinkEvent::Down { conn, session, process_gone: false }),
             _ => None,
         }
     }

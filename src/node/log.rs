@@ -179,17 +179,17 @@ impl<S: Seam> Node<S> {
             KeeperEffect::Create { id, file } => {
                 let free = self.seam.free_bytes(&wal).unwrap_or(u64::MAX);
                 if free < self.log.segment_bytes + DISK_RESERVE.min(self.log.segment_bytes) {
-                    if !self.disk_full {
+                    if !self.log_starved {
                         tracing::error!(
                             free,
                             "disk full: no room for the next log segment, writes are refused"
                         );
                     }
-                    self.disk_full = true;
+                    self.log_starved = true;
                     self.log.starved = Some(KeeperEffect::Create { id, file });
                     return false;
                 }
-                if std::mem::take(&mut self.disk_full) {
+                if std::mem::take(&mut self.log_starved) {
                     tracing::info!(free, "disk has room again: writes go on");
                 }
                 let made = match self.seam.open(&path(file), Open::Create) {

@@ -108,7 +108,9 @@ pub struct Node<S: Seam> {
     log: Log,
     log_moved: bool,
     log_failure_told: bool,
-    disk_full: bool,
+    repair_told: bool,
+    /// There is no room for the next log segment.
+    log_starved: bool,
     groups: Groups,
     committed: CommittedLsn,
     /// When standbys are told of the commit index by itself, if no frame has carried it until then.
@@ -371,9 +373,10 @@ impl<S: Seam> Node<S> {
         self.expire_some();
         self.share_roots();
         self.admin_timers();
-        if self.disk_full {
+        if self.log_starved {
             self.drive_keeper();
         }
+        self.retry_growing();
         for listener in std::mem::take(&mut self.clients.accept_again) {
             self.seam.submit(Op::Accept { listener });
         }

@@ -1,5 +1,6 @@
 //! Carries out what the role machine orders, one effect after the other, and tells it what became of them.
 
+use crate::base::planted::{Bug, planted};
 use crate::base::{Lsn, NodeId, Stamp, Term};
 use crate::io::Seam;
 use crate::record::Record;
@@ -134,9 +135,15 @@ impl<S: Seam> Node<S> {
     fn lead(&mut self, term: Term) {
         tracing::info!(%term, end = %self.log.wal.end().end, "leading: waiting for the term-start frame to commit");
         self.acks_stopped = false;
-        self.forget_groups();
+        // A leader that recruits again above a promise still holds replies of its own uncommitted groups: their stamps
+        // stay what they are, and leave only when the new term's first frame commits them.
+        if !self.executed {
+            self.forget_groups();
+        }
         self.links.set_session(term);
         self.streams.lead(term, self.now);
+        // The term-start frame may be flushed already, and nobody else may have to acknowledge it.
+        self.log_moved = true;
     }
 
     /// Leadership is over: clients learn what is unknown, uncommitted changes are taken back.
@@ -148,7 +155,10 @@ impl<S: Seam> Node<S> {
         self.close_clients_unknown();
         self.discard_open_group();
         if was_serving {
-            let stamp = self.groups.at(self.committed.lsn());
+            let mut stamp = self.groups.at(self.committed.lsn());
+            if planted(Bug::SpeculativeValueSurvivesDemotion) {
+                stamp = Stamp(self.log.wal.open_stamp().0 - 1);
+            }
             self.data.store.rollback_above(stamp);
             self.data.store.commit_through(stamp);
             self.data.applied.advance(self.committed.lsn());
@@ -190,6 +200,7 @@ impl<S: Seam> Node<S> {
         if !self.committed.advance(committed) {
             return;
         }
+        self.log.wal.note_committed(self.committed);
         if self.executed {
             let stamp = self.groups.at(committed);
             self.data.store.commit_through(stamp);

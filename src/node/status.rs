@@ -67,9 +67,12 @@ impl<S: Seam> Node<S> {
                 let why = self.streams.refused.clone().unwrap_or_else(|| "Connecting".into());
                 (NodeState::NeedRepair, why)
             }
-            State::Normal if self.disk_full => (NodeState::Normal, "disk full: writes are refused".into()),
+            State::Normal if self.disk_full() => (NodeState::Normal, "disk full: writes are refused".into()),
             State::Normal => (NodeState::Normal, String::new()),
-            State::Catchup => (NodeState::Catchup, String::new()),
+            State::Catchup => match (&self.streams.receiver, &self.streams.refused) {
+                (None, Some(why)) if why.starts_with("WAL") => (NodeState::NeedRepair, why.clone()),
+                _ => (NodeState::Catchup, String::new()),
+            },
             State::NeedRepair(Repair::Wal) => (NodeState::NeedRepair, "WAL".into()),
             State::NeedRepair(Repair::Disconnected) => (NodeState::NeedRepair, "Disconnected".into()),
             State::NeedRepair(Repair::Io) => (NodeState::NeedRepair, "IO".into()),

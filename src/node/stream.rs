@@ -15,8 +15,8 @@ use crate::replication::{
     FetchServer, Fetched, Fetcher, LogSource, LogView, Message, Outbound, Pulled, Receiver, Sender, Session,
     Step, StreamKind,
 };
-use crate::role::{FastForwardFailure, Input, RoleMessage, Verdict};
-use crate::wal::{ReadLog, Wal};
+use crate::role::{DataStatus, FastForwardFailure, Input, RoleMessage, Verdict};
+use crate::wal::Wal;
 
 use super::Node;
 use super::links::LinkEvent;
@@ -36,12 +36,20 @@ struct Source<'a>(&'a Wal);
 
 impl LogSource for Source<'_> {
     fn frames_from(&self, at: Lsn, max_bytes: usize) -> Pulled {
-        match self.0.read_from(at, max_bytes) {
-            ReadLog::Frames(frames) => Pulled::Memory(frames),
-            ReadLog::OnDisk { .. } => Pulled::OnDisk,
-            ReadLog::Gone { first } => Pulled::Removed { oldest: first },
-            ReadLog::End | ReadLog::NoBorder => Pulled::End,
-        }
+        self.0.read_from(at, max_bytes).into()
+    }
+}
+
+/// Why an upstream does not stream, as an operator reads it in the state's detail.
+fn refused_in_words(reason: &RefuseReason) -> &'static str {
+    match reason {
+        RefuseReason::NotUpstream { .. } => "Connecting",
+        RefuseReason::Diverged { .. } => "WAL diverged",
+        RefuseReason::WalRemoved { .. } => "WAL segment removed",
+        RefuseReason::ChainMismatch { .. } => "WAL damaged",
+        RefuseReason::OtherTerm { .. } => "Connecting (another term leads)",
+        RefuseReason::TooMany => "Connecting (no free place)",
+        _ => "Connecting (the upstream refuses)",
     }
 }
 
@@ -80,10 +88,11 @@ impl<S: Seam> Node<S> {
         if self.streams.fetch.as_ref().is_some_and(|f| f.conn == Some(conn)) {
             self.fetch_failed(FastForwardFailure::Unreachable);
         }
-        // Another link to the same process may stand; a process that let go lets go of all of them.
-        if process_gone || self.links.any_to(node).is_none() {
-            self.tell_role(Input::PeerDown { node, process_gone });
-        }
+        // A process that dies lets go of all its links. As long as one stands, the end of another is a decision that a
+        // living process took, and proves nothing (protocol 2.10).
+        // A leader counts no grant of a peer that lost any link to it: that peer may judge differently.
+        let process_gone = process_gone && self.links.any_to(node).is_none();
+        self.tell_role(Input::PeerDown { node, process_gone });
     }
 
     fn peer_message(&mut self, conn: ConnId, session: &Session, envelope: Envelope) {
@@ -122,13 +131,10 @@ impl<S: Seam> Node<S> {
 
     fn break_link(&mut self, conn: ConnId, text: &str) {
         tracing::warn!(text, "closing a peer link");
-        self.links.goodbye(
-            &mut self.seam,
-            conn,
-            self.now,
-            crate::replication::wire::GoodbyeReason::Protocol,
-            text,
-        );
+        let reason = crate::replication::wire::GoodbyeReason::Protocol;
+        if let Some(session) = self.links.goodbye(&mut self.seam, conn, self.now, reason, text) {
+            self.link_down(conn, &session, false);
+        }
     }
 
     /// The term in which this node sends its log, if it may.
@@ -469,7 +475,8 @@ impl<S: Seam> Node<S> {
             Ok(receiver) => {
                 tracing::info!(leader = %from, %term, from = %start.from, "stream started");
                 self.streams.refused = None;
-                self.streams.receiver = Some(ReceiverSlot { conn, leader: from, receiver });
+                self.streams.receiver =
+                    Some(ReceiverSlot { conn, leader: from, receiver, begun_at: start.end });
                 self.leader_heard(from, term, start.end);
                 self.standby_progress();
             }
@@ -485,7 +492,7 @@ impl<S: Seam> Node<S> {
             self.streams.receiver = None;
         }
         tracing::warn!(reason = ?refusal.reason, text = refusal.text, %term, "the upstream refuses the stream");
-        self.streams.refused = Some(format!("{:?}", refusal.reason));
+        self.streams.refused = Some(refused_in_words(&refusal.reason).to_string());
         self.streams.request_after = self.now + REQUEST_AGAIN;
         if let RefuseReason::OtherTerm { term: promised } = refusal.reason
             && let Some((by, _)) = self.streams.upstream
@@ -581,12 +588,29 @@ impl<S: Seam> Node<S> {
         slot.receiver.applied(self.data.applied);
         let (conn, leader, session) = (slot.conn, slot.leader, slot.receiver.session());
         let commit = slot.receiver.redo_limit().lsn();
+        let repaired = commit >= slot.begun_at && flushed.lsn() >= slot.begun_at;
         let allowed = !self.acks_stopped && self.role.may_ack(leader, session);
         let ack = if allowed { slot.receiver.take_ack() } else { None };
         if let Some(ack) = ack {
             self.links.send_in(&mut self.seam, conn, self.now, session, &Message::Ack(ack));
         }
         self.set_committed(commit);
+        if repaired {
+            self.check_repaired();
+        }
+    }
+
+    /// A damaged log is whole again once everything that the leader held when the stream started is committed and
+    /// flushed here: nothing that this node ever acknowledged can be missing then.
+    fn check_repaired(&mut self) {
+        let damaged = self.role.control().status == DataStatus::Damaged;
+        if !damaged || self.log.wal.damaged().is_some() || std::mem::replace(&mut self.repair_told, true) {
+            return;
+        }
+        tracing::info!(end = %self.log.wal.end().end, "the log is whole again, repaired by the stream");
+        self.log.whole = true;
+        let (status, incarnation) = (DataStatus::Whole, self.identity.incarnation);
+        self.tell_role(Input::DataChanged { status, incarnation, history: None, policy: None });
     }
 
     // ---- fast-forward ----

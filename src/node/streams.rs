@@ -27,6 +27,8 @@ pub struct ReceiverSlot {
     pub conn: ConnId,
     pub leader: NodeId,
     pub receiver: Receiver,
+    /// Where the leader's log ended when the stream started.
+    pub begun_at: Lsn,
 }
 
 /// A range on its way to this candidate.

@@ -205,8 +205,8 @@ impl RoleMachine {
     fn step(&mut self, now: Mono, log: &LogView, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
         match &mut r.stage {
             Stage::Dry { until, resend } => {
-                let missing: Vec<NodeId> =
-                    self.everybody().into_iter().filter(|node| !r.reports.contains_key(node)).collect();
+                let silent = |node: &NodeId| !r.reports.contains_key(node) && !self.gone.contains(node);
+                let missing: Vec<NodeId> = self.everybody().into_iter().filter(silent).collect();
                 if missing.is_empty() || now >= *until {
                     return self.judge(now, log, r, out);
                 }
@@ -242,8 +242,7 @@ impl RoleMachine {
                 if fork == log.end {
                     return self.forward(now, log, r, source, out);
                 }
-                let ticket = self.ticket();
-                out.push(Effect::Truncate { ticket, to: fork });
+                let ticket = self.truncate(fork, out);
                 r.stage = Stage::Cut { ticket, done: false, source };
                 Step::Stay
             }
@@ -671,7 +670,10 @@ impl RoleMachine {
 
     /// An attempt did not work. `retry`: the same attempt may work a little later.
     fn fail(&mut self, now: Mono, r: &mut Recruit, why: Refusal, retry: bool, out: &mut Vec<Effect>) -> Step {
-        let pause = Duration::from_millis(self.rng.between(200, 800));
+        // What others say of the leader changes within moments of its death; everything else needs more time.
+        let hearsay = matches!(why, Refusal::PrimaryAlive { .. });
+        let pause = if hearsay { self.rng.between(20, 60) } else { self.rng.between(200, 800) };
+        let pause = Duration::from_millis(pause);
         if r.op.is_some() && retry && now < r.deadline {
             out.push(Effect::Evidence(Evidence::new("recruit tried again").with("reason", &why)));
             r.stage = Stage::Backoff { until: now + pause };

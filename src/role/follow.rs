@@ -109,8 +109,7 @@ impl RoleMachine {
                     self.follow(now, log, *adopt, out);
                     return true;
                 }
-                let ticket = self.ticket();
-                out.push(Effect::Truncate { ticket, to: fork });
+                let ticket = self.truncate(fork, out);
                 adopt.step = Step::Cut { ticket, fork, done: false };
             }
             Step::Cut { fork, done: true, .. } => {

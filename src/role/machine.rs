@@ -4,7 +4,7 @@
 //! a fence: acks stopped, promise durable, log drained. A stronger input (a higher term) replaces the procedure; late
 //! answers to the old one carry its tickets and are ignored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::candidate::{Recruit, Stage};
@@ -129,6 +129,8 @@ pub struct RoleMachine {
     pub(super) grants: Grants,
     pub(super) lease: LeaderLease,
     pub(super) lives: BTreeMap<NodeId, Incarnation>,
+    /// Peers whose process is known to have let go and that have not come back: nobody waits for their answer.
+    pub(super) gone: BTreeSet<NodeId>,
     /// Highest term number met anywhere: a new term goes above it.
     pub(super) highest: u64,
     /// A term-start frame that was ordered and not yet reported, with the generation it carries.
@@ -136,6 +138,8 @@ pub struct RoleMachine {
     /// The history that is on its way to disk, before the log is cut or continued to match it. Until then
     /// `control.history` goes on describing the log as it is.
     pub(super) rewriting: Option<History>,
+    /// A truncation that was ordered and not yet reported. No fence is complete before it is.
+    pub(super) cutting: Option<u64>,
     /// The started term that this log cannot follow.
     pub(super) blocked: Option<Term>,
     pub(super) last_followed: Option<(NodeId, Term)>,
@@ -172,9 +176,11 @@ impl RoleMachine {
             grants: Grants::new(now, config.lease, written),
             lease: LeaderLease::default(),
             lives: BTreeMap::new(),
+            gone: BTreeSet::new(),
             highest: control.promised.number,
             appending: None,
             rewriting: None,
+            cutting: None,
             blocked: None,
             last_followed: None,
             next_probe: now,
@@ -226,12 +232,14 @@ impl RoleMachine {
             }
             Input::PeerUp { node, incarnation } => {
                 self.lives.insert(node, incarnation);
+                self.gone.remove(&node);
                 let message = self.announcement(log.end).unwrap_or(RoleMessage::StatusProbe);
                 out.push(Effect::Send { to: node, message });
             }
             Input::PeerDown { node, process_gone } => {
                 self.lease.forget(node, now);
                 if process_gone {
+                    self.gone.insert(node);
                     self.grants.process_gone(node);
                     if let Phase::Following(following) = &mut self.phase
                         && following.leader == node
@@ -470,7 +478,7 @@ impl RoleMachine {
 
     /// True when the promise is durable and the log at rest.
     pub(super) fn fenced(&self, fence: &Fence, log: &LogView) -> bool {
-        let done = fence.drained && self.durable >= fence.image;
+        let done = fence.drained && self.durable >= fence.image && self.cutting.is_none();
         let at_rest = log.flushed.lsn() == log.end || planted(Bug::AckAfterPromise);
         assert!(!done || at_rest, "a drained log is flushed to its end");
         done
@@ -491,7 +499,17 @@ impl RoleMachine {
         }
     }
 
+    /// Orders the log cut at `to`; the history that says so is durable.
+    pub(super) fn truncate(&mut self, to: Lsn, out: &mut Vec<Effect>) -> u64 {
+        assert!(self.cutting.is_none(), "one cut at a time: every procedure is fenced first");
+        let ticket = self.ticket();
+        self.cutting = Some(ticket);
+        out.push(Effect::Truncate { ticket, to });
+        ticket
+    }
+
     fn truncated(&mut self, log: &LogView, ticket: u64, out: &mut Vec<Effect>) {
+        self.cutting.take_if(|cutting| *cutting == ticket);
         if self.control.pending.as_ref().is_some_and(|pending| pending.end > log.end) {
             self.control.pending = None;
             self.persist(out);

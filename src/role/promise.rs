@@ -61,7 +61,8 @@ impl RoleMachine {
     fn repeat_promise(&mut self, log: &LogView, from: NodeId, term: Term, out: &mut Vec<Effect>) {
         let started = self.leading() == Some(term) || self.following().is_some_and(|(_, t)| t == term);
         let under_way = matches!(self.work, Work::Promise(_) | Work::Adopt(_));
-        let at_rest = self.durable >= self.control.generation && log.flushed.lsn() == log.end;
+        let durable = self.durable >= self.control.generation;
+        let at_rest = durable && self.cutting.is_none() && log.flushed.lsn() == log.end;
         if !started && !under_way && at_rest {
             let answer = PromiseAnswer::Promised(Box::new(self.report(log)));
             out.push(Effect::Send { to: from, message: RoleMessage::PromiseReply { term, answer } });

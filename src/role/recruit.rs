@@ -17,12 +17,15 @@ pub struct Tally {
     pub recruit: usize,
     /// Enough to commit the term-start frame as well. A term that could not commit would only disturb.
     pub need: usize,
+    /// Listed voters that answered, whole or not: a damaged log is repaired by the new leader's stream and then
+    /// acknowledges like any other.
+    pub copies: usize,
     pub missing: Vec<NodeId>,
 }
 
 impl Tally {
     pub fn enough(&self) -> bool {
-        self.have >= self.need
+        self.lossless() && self.copies >= self.need
     }
     /// Nothing that was acknowledged can be missed.
     pub fn lossless(&self) -> bool {
@@ -58,8 +61,12 @@ pub fn counts(generation: &Generation, node: NodeId, report: &Report) -> bool {
 
 /// Counts `reports` under `generation`.
 pub fn tally(generation: &Generation, reports: &BTreeMap<NodeId, Report>) -> Tally {
-    let (mut have, mut missing) = (0, Vec::new());
+    let (mut have, mut copies, mut missing) = (0, 0, Vec::new());
     for voter in &generation.voters {
+        let listed = |report: &Report| {
+            counts(generation, voter.node, report) || generation.lists(voter.node, report.incarnation)
+        };
+        copies += usize::from(reports.get(&voter.node).is_some_and(listed));
         match reports.get(&voter.node) {
             Some(report) if counts(generation, voter.node, report) => have += 1,
             _ => missing.push(voter.node),
@@ -67,7 +74,7 @@ pub fn tally(generation: &Generation, reports: &BTreeMap<NodeId, Report>) -> Tal
     }
     let recruit = generation.recruit_quorum();
     let commit = if generation.is_seed() { 1 } else { usize::from(generation.k) + 1 };
-    Tally { generation: generation.number, have, recruit, need: recruit.max(commit), missing }
+    Tally { generation: generation.number, have, recruit, need: recruit.max(commit), copies, missing }
 }
 
 /// Whose log to lead with: the highest (last frame term, end), `me` among equals. `None` when nobody's log is whole.
@@ -146,6 +153,12 @@ mod tests {
         let reports = [report(2, 1, 5)].into();
         let tally = tally(&g, &reports);
         assert!(tally.lossless() && !tally.enough());
+        let (_, mut damaged) = report(1, 1, 3);
+        damaged.whole = false;
+        let reports = [report(2, 1, 5), (NodeId(1), damaged)].into();
+        assert!(super::tally(&g, &reports).enough(), "the damaged half is repaired by the whole one");
+        let only_damaged = reports.into_iter().filter(|(node, _)| *node == NodeId(1)).collect();
+        assert!(!super::tally(&g, &only_damaged).lossless());
     }
 
     #[test]

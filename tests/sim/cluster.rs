@@ -15,6 +15,8 @@ use baton::node::{BootError, BootOptions, InitOptions, Node, StartRole, Turn, in
 use baton::resp::{ReplyLimits, ReplyParser};
 use serde_json::Value;
 
+use super::watch;
+
 pub const CLIENT_PORT: u16 = 7379;
 pub const PEER_PORT: u16 = 8379;
 
@@ -108,9 +110,15 @@ impl Cluster {
     pub fn start(&mut self, node: u16, role: Option<StartRole>) {
         let machine = &mut self.machines[usize::from(node) - 1];
         machine.node = None;
-        machine.exit = None;
         machine.start_at = None;
+        if machine.exit.take().is_some_and(|code| code != 0) {
+            // What can be read after a failed write is what the medium holds: reads and writes pass no page cache.
+            self.world.kill(machine.host);
+            let image = self.world.disk_image(machine.host);
+            self.world.restore_disk(machine.host, &image);
+        }
         let seam = self.world.seam(machine.host);
+        let _told = watch::node(node, self.world.now());
         let options =
             BootOptions { role, checkpoint_bytes: 512 << 10, ..BootOptions::new(machine.config.clone()) };
         match Node::boot(seam, options) {
@@ -120,7 +128,7 @@ impl Cluster {
             },
             Err((BootError::Locked, _)) => self.later(node, 20),
             // A disk that fails or hangs while the node starts: it starts again later.
-            Err((BootError::Io { .. }, _)) => self.later(node, 200),
+            Err((BootError::Io { .. } | BootError::Log(_), _)) => self.later(node, 200),
             Err((error, _)) => {
                 self.problems.push(format!("node {node} does not start: {error}"));
                 self.later(node, 1000);
@@ -203,6 +211,7 @@ impl Cluster {
         let machine = &mut self.machines[usize::from(number) - 1];
         let host = machine.host;
         let Some(node) = &mut machine.node else { return };
+        let _told = watch::node(number, self.world.now());
         match node.turn() {
             Turn::Until(deadline) => self.world.wake_at(host, Some(deadline)),
             Turn::Exit(code) => {
@@ -231,6 +240,7 @@ impl Cluster {
         let reply = Box::new(move |response| drop(sender.send(response)));
         let machine = &mut self.machines[usize::from(node) - 1];
         let host = machine.host;
+        let _told = watch::node(node, self.world.now());
         machine.node.as_mut()?.admin_request(request, reply);
         let now = self.world.local_now(host);
         self.world.wake_at(host, Some(now));

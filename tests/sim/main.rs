@@ -5,8 +5,11 @@ mod cluster;
 mod history;
 mod logs;
 mod operator;
+mod planted;
 mod run;
 mod seeds;
+mod storm;
+mod watch;
 
 use std::time::Duration;
 
@@ -68,7 +71,21 @@ fn fresh_seeds_keep_every_promise() {
     let count = number_from("BATON_SIM_SEEDS").unwrap_or(300);
     let threads = number_from("BATON_SIM_THREADS").unwrap_or(2) as usize;
     println!("base seed {base}, {count} seeds");
-    let summary = seeds::run_many(base, count, threads, 1);
+    watch::begin();
+    let summary =
+        seeds::run_many(base, count, threads, number_from("BATON_SIM_FAILURES").unwrap_or(1) as usize);
     println!("{}", summary.line());
     assert!(summary.failures.is_empty(), "seed {} failed", summary.failures[0].seed);
+}
+
+#[test]
+fn a_seed_replays_to_the_same_trace() {
+    watch::begin();
+    for seed in [11, 12, 13, 14] {
+        let trace = |_| {
+            seeds::run_seed(seed).map_or_else(|failure| panic!("{}", failure.text()), |report| report.trace)
+        };
+        let [first, second] = [0, 1].map(trace);
+        assert_eq!(first, second, "seed {seed} went two ways");
+    }
 }

@@ -89,7 +89,10 @@ impl Operator {
                 self.start[i] = None;
                 continue;
             }
-            let wait = Duration::from_millis(if self.calm { 50 } else { self.rng.between(30, 3_000) });
+            // The last writes of a process that ended may still land for a while.
+            let failed = if cluster.machines[i].exit.is_some_and(|code| code != 0) { 150 } else { 0 };
+            let wait = failed + if self.calm { 50 } else { self.rng.between(30, 3_000) };
+            let wait = Duration::from_millis(wait);
             let at = *self.start[i].get_or_insert(now + wait);
             if at <= now || (self.calm && at > now + wait) {
                 self.start[i] = None;

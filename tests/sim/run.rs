@@ -12,6 +12,7 @@ use super::cluster::{Cluster, ip};
 use super::history::{Kind, Outcome};
 use super::logs::{Change, Logs, Order};
 use super::operator::Operator;
+use super::storm::Storm;
 
 /// Service must be normal again this long after the last fault.
 const RECOVERY: Duration = Duration::from_secs(10);
@@ -27,8 +28,24 @@ pub struct Shape {
     pub length: Duration,
 }
 
+/// Which faults a run meets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Weather {
+    /// Anything, by the plan of the seed.
+    Swarm,
+    /// Two operators ask two nodes at the same moment, again and again.
+    Duels,
+    /// Disks are wiped and made anew under the same node id.
+    Wipes,
+    /// Power cuts only, many of them.
+    PowerCuts,
+    /// The primary loses its links and is succeeded, again and again.
+    CutPrimary,
+}
+
 /// What a run that held its promises came to.
 #[derive(Clone, Debug, Default)]
+#[allow(dead_code, reason = "every field is shown when a run fails")]
 pub struct Report {
     pub nodes: u16,
     pub trace: u64,
@@ -53,6 +70,7 @@ pub struct Run {
     pub operator: Operator,
     pub logs: Logs,
     committed: Vec<Lsn>,
+    storm: Storm,
     steps: std::vec::IntoIter<baton::io::sim::Step>,
     next_step: Option<baton::io::sim::Step>,
     calm_from: Mono,
@@ -71,20 +89,25 @@ impl Shape {
             nodes,
             workers: rng.between(2, 6) as usize,
             watchers: rng.between(0, 2) as usize,
-            length: Duration::from_millis(rng.between(1_000, 8_000)),
+            length: Duration::from_millis(rng.between(1_500, 12_000)),
         }
     }
 }
 
 impl Run {
-    pub fn new(seed: u64) -> Run {
+    pub fn new(seed: u64, weather: Weather) -> Run {
         let mut rng = Prng::new(seed);
-        let shape = Shape::of_seed(&mut rng);
-        Run::shaped(seed, &shape, rng)
+        let mut shape = Shape::of_seed(&mut rng);
+        if weather != Weather::Swarm {
+            shape.nodes = 3;
+        }
+        Run::shaped(seed, &shape, weather, rng)
     }
 
-    pub fn shaped(seed: u64, shape: &Shape, mut rng: Prng) -> Run {
-        let sim = SimConfig::default();
+    fn shaped(seed: u64, shape: &Shape, weather: Weather, mut rng: Prng) -> Run {
+        let mut sim = SimConfig::default();
+        // A start that waits on a stalled disk gives up soon and is tried again.
+        sim.disk.stalled_now = Duration::from_millis(500);
         let cluster = Cluster::new(seed, shape.nodes, sim, "commit_timeout = \"2s\"");
         let world = cluster.world.clone();
         let mut hosts = Vec::new();
@@ -97,7 +120,7 @@ impl Run {
             hosts.push(ClientHost::new(&world, host, &jobs, rng.fork()));
         }
         let config = SwarmConfig {
-            mean_gap: Span::millis(300, 6_000),
+            mean_gap: Span::millis(100, 5_000),
             lasting: Span::millis(20, 3_000),
             ..SwarmConfig::new(
                 cluster.machines.iter().map(|m| m.host).collect(),
@@ -108,7 +131,8 @@ impl Run {
         // One node alone may go down too: it comes back with everything it acknowledged.
         let config = SwarmConfig { down_at_once: config.down_at_once.max(1), ..config };
         let plan = FaultPlan::swarm(rng.next_u64(), &config);
-        let mut steps = plan.steps.into_iter();
+        let swarm = weather == Weather::Swarm;
+        let mut steps = if swarm { plan.steps.into_iter() } else { Vec::new().into_iter() };
         let next_step = steps.next();
         Run {
             shared: Shared::new(shape.nodes),
@@ -116,6 +140,7 @@ impl Run {
             logs: Logs::default(),
             committed: vec![Lsn::ZERO; usize::from(shape.nodes)],
             calm_from: Mono(0) + plan.calm_from,
+            storm: Storm::new(weather, rng.fork()),
             cluster,
             hosts,
             steps,
@@ -138,6 +163,9 @@ impl Run {
             if self.operator.look_at <= now {
                 self.operator.look(&mut self.cluster);
                 self.watch()?;
+            }
+            if self.storm.at <= now && now < self.calm_from {
+                self.storm.strike(&mut self.cluster);
             }
             let step = self.next_step.as_ref().map_or(until, |s| Mono(0) + s.at);
             let limit = until.min(step).min(self.operator.look_at);
@@ -167,7 +195,7 @@ impl Run {
             Fault::Start(host) => {
                 let node = self.cluster.node_of(*host).expect("plans start nodes");
                 let machine = &self.cluster.machines[usize::from(node) - 1];
-                if machine.node.is_none() && machine.start_at.is_none() {
+                if machine.node.is_none() && machine.start_at.is_none() && machine.exit.is_none() {
                     self.cluster.start(node, None);
                 }
             }
@@ -207,7 +235,11 @@ impl Run {
     /// The whole run with all its oracles.
     pub fn judge(&mut self) -> Result<Report, String> {
         self.go(self.calm_from)?;
-        let recovery = self.recover()?;
+        let recovery = match self.recover() {
+            Ok(recovery) => recovery,
+            // Whatever else is broken says more than a service that does not come back.
+            Err(stuck) => return Err(self.broken_promise().err().unwrap_or(stuck)),
+        };
         self.settle()?;
         self.final_reads()?;
         self.watch()?;
@@ -215,6 +247,24 @@ impl Run {
         self.check_against(&order)?;
         self.shared.history.check()?;
         Ok(self.report(recovery))
+    }
+
+    /// The oracles that need no recovered cluster.
+    fn broken_promise(&mut self) -> Result<(), String> {
+        self.shared.history.check()?;
+        self.watch()?;
+        let serving = self.operator.serving(&mut self.cluster);
+        for node in 1..=self.cluster.machines.len() as u16 {
+            if self.storm.wiped == Some(node) {
+                continue;
+            }
+            let order = self.read_log(node)?;
+            if serving == Some(node) {
+                self.logs.holds_committed(&order)?;
+                self.check_against(&order)?;
+            }
+        }
+        Ok(())
     }
 
     /// Everything is mended: service must be normal within [`RECOVERY`].
@@ -257,6 +307,9 @@ impl Run {
     fn normal(&mut self) -> bool {
         let mut primaries = 0;
         for node in 1..=self.cluster.machines.len() as u16 {
+            if self.storm.wiped == Some(node) {
+                continue;
+            }
             let Some(row) = self.cluster.status(node) else { return false };
             if row["state"] != "Normal" {
                 return false;
@@ -270,7 +323,11 @@ impl Run {
     fn settle(&mut self) -> Result<(), String> {
         self.shared.quiet = true;
         let until = self.cluster.world.now() + Duration::from_millis(1_500);
-        self.go(until)
+        self.go(until)?;
+        for clients in &self.hosts {
+            self.cluster.world.kill(clients.host);
+        }
+        Ok(())
     }
 
     /// Every key is read at the primary once more.
@@ -315,6 +372,9 @@ impl Run {
         let mut primary = None;
         let serving = self.operator.serving(&mut self.cluster);
         for node in 1..=self.cluster.machines.len() as u16 {
+            if self.storm.wiped == Some(node) {
+                continue;
+            }
             let order = self.read_log(node)?;
             if serving == Some(node) {
                 primary = Some(order);

@@ -6,9 +6,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use baton::base::Mono;
 use baton::base::planted::{Bug, plant};
 
-use super::run::{Report, Run};
+use super::run::{Report, Run, Weather};
+use super::watch;
 
 /// A run that broke a promise.
 #[derive(Clone, Debug)]
@@ -19,27 +21,33 @@ pub struct Failure {
     pub simulated: Duration,
 }
 
-/// Runs one seed.
-pub fn run_seed(seed: u64, bug: Option<Bug>) -> Result<Report, Failure> {
+/// Runs one seed in the weather of its own plan.
+pub fn run_seed(seed: u64) -> Result<Report, Failure> {
+    run_with(seed, Weather::Swarm, None)
+}
+
+pub fn run_with(seed: u64, weather: Weather, bug: Option<Bug>) -> Result<Report, Failure> {
     let _planted = bug.map(plant);
-    let mut run = Run::new(seed);
+    let mut run = Run::new(seed, weather);
     let world = run.cluster.world.clone();
     let result = match catch_unwind(AssertUnwindSafe(|| run.judge())) {
         Ok(result) => result,
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()));
+        Err(_) => {
             // A node that broke in the middle of a turn is not dropped in order.
             std::mem::forget(run);
-            let why = format!("a node panicked: {}", text.unwrap_or_default());
-            return Err(Failure { seed, why, last_events: Vec::new(), simulated: Duration::ZERO });
+            let simulated = world.now().since(Mono(0));
+            let why = watch::last_panic();
+            let last_events = world.last_events();
+            watch::end();
+            return Err(Failure { seed, why, last_events, simulated });
         }
     };
+    watch::end();
     result.map_err(|why| Failure {
         seed,
         why,
         last_events: world.last_events(),
-        simulated: world.now().since(baton::base::Mono(0)),
+        simulated: world.now().since(Mono(0)),
     })
 }
 
@@ -74,7 +82,7 @@ pub fn run_many(base: u64, count: u64, threads: usize, failures_max: usize) -> S
                     if i >= count {
                         return;
                     }
-                    let result = run_seed(base.wrapping_add(i), None);
+                    let result = run_seed(base.wrapping_add(i));
                     let mut summary = summary.lock().expect("no thread panics with it");
                     summary.add(result);
                     if summary.failures.len() >= failures_max {

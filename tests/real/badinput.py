@@ -1,0 +1,798 @@
+"""What nobody should send, and folders that nobody should start. The node stays up, says why, and loses nothing."""
+
+import os
+import random
+import shutil
+import socket
+import time
+
+from harness import Broken, Client, Error, Gone, Node, Sandbox, encode, run, wait_for, want
+
+
+class Witness:
+    """Data that must be there after every mischief, and a node that must still be the same process."""
+
+    def __init__(self, node, name):
+        self.node, self.name, self.count = node, name, 200
+        with node.client() as client:
+            replies, whole = client.all(
+                [("SET", f"{name}:{n}", f"value-{n}") for n in range(self.count)]
+            )
+        want(whole and all(reply == b"OK" for reply in replies), f"the witness cannot be written: {replies[-1:]}")
+        self.pid = node.pid()
+
+    def still(self, same_process=True):
+        if same_process:
+            want(self.node.pid() == self.pid and self.node.alive(), f"node {self.node.id} died: {self.node.log()[-400:]}")
+        with self.node.client() as client:
+            found = client.do("MGET", *[f"{self.name}:{n}" for n in range(self.count)])
+        lost = [n for n, value in enumerate(found) if value != b"value-%d" % n]
+        want(not lost, f"{len(lost)} witness values are gone, first {lost[:3]}")
+
+
+# ---- the client port ----
+
+MISCHIEF = [
+    ("negative count", b"*-5\r\n", None),
+    ("count beyond all bounds", b"*3000000000\r\n", b"-ERR Protocol error: invalid multibulk length"),
+    ("count that is no number", b"*x\r\n", b"-ERR Protocol error: invalid multibulk length"),
+    ("negative length", b"*1\r\n$-1\r\n", b"-ERR Protocol error: invalid bulk length"),
+    ("length beyond all bounds", b"*1\r\n$9223372036854775807\r\n", b"-ERR Protocol error: invalid bulk length"),
+    ("length that overflows", b"*1\r\n$99999999999999999999999\r\n", b"-ERR Protocol error"),
+    ("array in an array", b"*1\r\n*1\r\n$4\r\nPING\r\n", b"-ERR Protocol error: expected '$'"),
+    ("arrays in arrays", b"*1\r\n" * 100_000, b"-ERR Protocol error: expected '$'"),
+    ("no CRLF behind a value", b"*1\r\n$4\r\nPINGxx", b"-ERR Protocol error"),
+    ("unbalanced quotes", b'SET a "b\r\n', b"-ERR Protocol error: unbalanced quotes"),
+    ("endless inline line", b"A" * 200_000, b"-ERR Protocol error: too big inline request"),
+    ("zeroes", b"\0" * 100_000, b"-ERR Protocol error"),
+    ("an HTTP request", b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"-"),
+    ("a TLS hello", bytes.fromhex("1603010200010001fc0303") + b"\xaa" * 300 + b"\r\n", b"-"),
+]
+
+
+def shout(port, data, seconds=3.0):
+    """Sends bytes and gives back everything that comes until the end or a silence."""
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as link:
+        got = b""
+        try:
+            link.sendall(data)
+        except OSError:
+            pass
+        link.settimeout(0.3)
+        try:
+            while len(got) < 1 << 20:
+                piece = link.recv(65536)
+                if not piece:
+                    return got, True
+                got += piece
+        except TimeoutError:
+            return got, False
+        except OSError:
+            return got, True
+
+
+def bad_requests(world, sandbox):
+    node = sandbox.wait_primary()
+    witness = Witness(node, "req")
+    for name, data, answer in MISCHIEF:
+        got, ended = shout(node.port, data)
+        if answer is None:
+            # Redis takes an empty or negative count for nothing at all.
+            want(not got.startswith(b"+"), f"{name}: answered {got[:80]!r}")
+        else:
+            want(got.startswith(answer), f"{name}: answered {got[:120]!r}, not {answer!r}")
+            if answer.startswith(b"-ERR Protocol"):
+                want(ended, f"{name}: the connection stays open after a broken request")
+        witness.still()
+    # The same on a standby.
+    standby = next(other for other in sandbox.nodes if other is not node)
+    pid = standby.pid()
+    for name, data, _ in MISCHIEF:
+        shout(standby.port, data)
+    want(standby.pid() == pid and standby.alive(), "the standby died")
+    return f"{len(MISCHIEF)} kinds on primary and standby"
+
+
+def random_bytes(world, sandbox):
+    """Valid pipelines with flipped, cut and repeated bytes, many connections."""
+    node = sandbox.wait_primary()
+    witness = Witness(node, "rnd")
+    dice = random.Random(world.seed)
+    rounds = 3000 if world.long else 300
+    for _ in range(rounds):
+        good = b"".join(
+            dice.choice(
+                [
+                    encode("SET", "junk:%d" % dice.randrange(50), "x" * dice.randrange(200)),
+                    encode("GET", "junk:1"),
+                    encode("MULTI"),
+                    encode("INCR", "junk:n"),
+                    encode("EXEC"),
+                    encode("SCAN", 0, "COUNT", 10),
+                    b"PING\r\n",
+                ]
+            )
+            for _ in range(dice.randrange(1, 8))
+        )
+        bad = bytearray(good)
+        for _ in range(dice.randrange(1, 6)):
+            at = dice.randrange(len(bad))
+            kind = dice.randrange(3)
+            if kind == 0:
+                bad[at] = dice.randrange(256)
+            elif kind == 1:
+                del bad[at : at + dice.randrange(1, 9)]
+            else:
+                bad[at:at] = bad[at : at + dice.randrange(1, 30)]
+            if not bad:
+                break
+        # Keys of the witness cannot be hit by accident: they are longer than any mutation here reaches.
+        with socket.create_connection(("127.0.0.1", node.port), timeout=5) as link:
+            link.sendall(bytes(bad))
+            link.settimeout(0.01)
+            try:
+                link.recv(65536)
+            except OSError:
+                pass
+    witness.still()
+    return f"{rounds} broken pipelines, seed {world.seed}"
+
+
+def every_command(world, sandbox):
+    """Every command the node lists, with every number of words of every kind. An answer each time, and no panic."""
+    node = sandbox.wait_primary()
+    witness = Witness(node, "every")
+    dice = random.Random(world.seed)
+    kinds = ["", "0", "1", "-1", "9223372036854775807", "-9223372036854775809", "1e400", "nan", "every:junk", "*", "[", "GET", "EX",
+             "PX", "MATCH", "COUNT", "LIST", "INFO", "REPLY", "\r\n", b"\0\xff", "x" * 5000, "(", "STATS", "DOCS", "GETKEYS", "KILL", "ID"]
+    with node.client() as client:
+        names = [name.decode() for name in client.do("COMMAND", "LIST")]
+    # These end the connection, the data or the wait by design; they are tried without words only.
+    ending = {"quit", "flushall", "flushdb", "shutdown", "monitor", "wait", "waitaof", "reset", "client", "debug"}
+    asked = 0
+    for target in sandbox.nodes[:2] if node is sandbox.nodes[0] else [node, sandbox.nodes[0]]:
+        for name in names:
+            for queued in (False, True):
+                with target.client(timeout=10) as client:
+                    tries = [()] if name in ending - {"client"} else [
+                        tuple(dice.choice(kinds) for _ in range(count)) for count in range(7) for _ in range(6 if world.long else 2)
+                    ]
+                    for words in tries:
+                        if any("witness" in str(word) for word in words) or (name == "client" and "KILL" in words):
+                            continue
+                        try:
+                            if queued:
+                                client.do("MULTI")
+                            client.send(encode(name, *words))
+                            # A client that switched its replies off gets none: PING ends the wait in any case.
+                            client.socket.settimeout(0.3 if name == "client" else 10)
+                            client.read()
+                            if queued:
+                                client.do("EXEC")
+                            asked += 1
+                        except (Gone, Broken):
+                            client.close()
+                            client.__init__(target.port, timeout=10)
+                want(target.alive(), f"{name} ends node {target.id}: {target.log()[-300:]}")
+    want(node.pid() == witness.pid, "the primary is another process")
+    return f"{asked} questions with {len(names)} commands"
+
+
+def half_requests(world, sandbox):
+    """Half a request and then silence: the connection stays, the rest may come much later, others are served."""
+    node = sandbox.wait_primary()
+    witness = Witness(node, "half")
+    halves = []
+    whole = encode("SET", "half:late", "v" * 1000)
+    for cut in range(1, 200):
+        link = socket.create_connection(("127.0.0.1", node.port), timeout=5)
+        link.sendall(whole[: cut * 5])
+        halves.append((link, whole[cut * 5 :]))
+    # A large value of which only the head ever comes may not reserve its size 100 times.
+    greedy = []
+    for _ in range(100):
+        link = socket.create_connection(("127.0.0.1", node.port), timeout=5)
+        link.sendall(b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$8000000\r\n" + b"y" * 1000)
+        greedy.append(link)
+    time.sleep(0.5)
+    witness.still()
+    resident = memory(node.pid())
+    want(resident < 450, f"{resident:.0f} MiB are resident: declared sizes were believed")
+    for link, rest in halves:
+        link.sendall(rest)
+    for link, _ in halves:
+        answer = link.recv(100)
+        want(answer == b"+OK\r\n", f"a late half is answered with {answer!r}")
+        link.close()
+    for link in greedy:
+        link.close()
+    witness.still()
+    return f"199 halves finished, 100 greedy heads, {resident:.0f} MiB resident"
+
+
+def memory(pid):
+    """Resident MiB."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) / 1024
+    raise Broken("the process is gone")
+
+
+def slow_reader(world, sandbox):
+    """A client that asks for a lot and reads nothing holds no more than its share."""
+    node = sandbox.wait_primary()
+    witness = Witness(node, "slow")
+    with node.client() as client:
+        want(client.do("SET", "slow:big", b"z" * 1_000_000) == b"OK", "SET")
+    links = []
+    for _ in range(8):
+        link = socket.create_connection(("127.0.0.1", node.port), timeout=5)
+        link.settimeout(0.2)
+        try:
+            link.sendall(encode("GET", "slow:big") * 2000)
+        except OSError:
+            pass
+        links.append(link)
+    time.sleep(1)
+    witness.still()
+    resident = memory(node.pid())
+    for link in links:
+        link.close()
+    want(resident < 450, f"{resident:.0f} MiB for 8 clients that do not read")
+    return f"16000 MB asked for, {resident:.0f} MiB resident"
+
+
+# ---- the peer port ----
+
+
+def peer_garbage(world, sandbox):
+    node = sandbox.wait_primary()
+    witness = Witness(node, "peer")
+    dice = random.Random(world.seed)
+    head = b"BTNP" + (1).to_bytes(2, "little")
+    packets = [
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"\0" * 5000,
+        dice.randbytes(100_000),
+        head + bytes([1, 0]) + (0xFFFFFFFF).to_bytes(4, "little") + b"\0" * 60,
+        head + bytes([19, 0]) + (16 << 20).to_bytes(4, "little") + b"\0" * 60,
+        head + bytes([200, 0]) + b"\0" * 64,
+        head + bytes([1, 0]) + (72).to_bytes(4, "little") + dice.randbytes(60 + 72),
+        encode("SET", "a", "b"),
+        b"BTNP",
+    ]
+    for target in sandbox.nodes:
+        for packet in packets:
+            got, _ = shout(target.peer_port, packet)
+            want(len(got) < 1000, f"garbage on the peer port is answered with {len(got)} bytes")
+        # More half-open strangers than the node keeps.
+        strangers = [socket.create_connection(("127.0.0.1", target.peer_port), timeout=3) for _ in range(150)]
+        for stranger in strangers[::2]:
+            stranger.send(b"BT")
+        for stranger in strangers:
+            stranger.close()
+    witness.still()
+    sandbox.wait_caught_up(next(other for other in sandbox.nodes if other is not node))
+    want("peer link broke the protocol" in node.log(), "the log says nothing about the garbage")
+    # With strangers sitting there, a standby still gets in.
+    strangers = [socket.create_connection(("127.0.0.1", node.peer_port), timeout=3) for _ in range(200)]
+    standby = next(other for other in sandbox.nodes if other is not node)
+    standby.kill()
+    standby.launch()
+    sandbox.wait_standby(standby, 30)
+    for stranger in strangers:
+        stranger.close()
+    witness.still()
+    return f"{len(packets)} kinds on every node, 150 half-open strangers, a standby comes back among 200"
+
+
+class Recorder:
+    """A relay that keeps what one side said."""
+
+    def __init__(self, port):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port, self.target, self.said = self.listener.getsockname()[1], port, b""
+
+    def pass_one(self, seconds):
+        import select
+
+        self.listener.settimeout(seconds)
+        near, _ = self.listener.accept()
+        far = socket.create_connection(("127.0.0.1", self.target), timeout=3)
+        end = time.monotonic() + seconds
+        with near, far:
+            while time.monotonic() < end:
+                ready, _, _ = select.select([near, far], [], [], 0.1)
+                for link in ready:
+                    data = link.recv(65536)
+                    if not data:
+                        return
+                    if link is near:
+                        self.said += data
+                        far.sendall(data)
+                    else:
+                        near.sendall(data)
+
+
+def replayed_link(world):
+    """What a standby once said to the primary, said again by a stranger, opens nothing."""
+    with Sandbox(world, "replay", 2) as sandbox:
+        primary, standby = sandbox.node(1), sandbox.node(2)
+        witness = Witness(primary, "replay")
+        recorder = Recorder(primary.peer_port)
+        standby.kill()
+        config = standby.path("baton.toml")
+        with open(config, encoding="utf-8") as file:
+            text = file.read()
+        moved = text.replace(f'peer = "127.0.0.1:{primary.peer_port}"', f'peer = "127.0.0.1:{recorder.port}"')
+        want(moved != text, "the configuration does not name the primary's peer port")
+        with open(config, "w", encoding="utf-8") as file:
+            file.write(moved)
+        standby.launch()
+        recorder.pass_one(3)
+        want(len(recorder.said) > 300, f"only {len(recorder.said)} bytes were recorded")
+        standby.kill()
+        row = primary.status()
+        for _ in range(3):
+            shout(primary.peer_port, recorder.said)
+            shout(primary.peer_port, recorder.said[: len(recorder.said) // 2])
+        want(primary.status()["committed_lsn"] >= row["committed_lsn"], "the primary lost its place")
+        want("handshake failed" in primary.log() or "broke the protocol" in primary.log(), "the log says nothing")
+        with primary.client() as client:
+            client.send(encode("SET", "replayed", "1"))
+            client.socket.settimeout(1.0)
+            try:
+                answer = client.read()
+            except Gone:
+                answer = None
+            want(answer != b"OK", "a replayed standby counted for a commit")
+        with open(config, "w", encoding="utf-8") as file:
+            file.write(text)
+        standby.launch()
+        sandbox.wait_standby(standby)
+        witness.still()
+        return f"{len(recorder.said)} bytes replayed"
+
+
+def strangers(world):
+    """A node of another cluster, and one with a wrong secret, dial ours. Our log says who."""
+    with Sandbox(world, "ours", 2) as ours:
+        witness = Witness(ours.node(1), "ours")
+        theirs = Sandbox(world, "theirs", 2, base=world.next_base())
+        with theirs:
+            stranger = theirs.node(2)
+            stranger.kill()
+            config = stranger.path("baton.toml")
+            with open(config, encoding="utf-8") as file:
+                text = file.read()
+            # Node 2 of the other cluster takes node 1 of ours for its primary: other secret, other cluster.
+            moved = text.replace(f'peer = "127.0.0.1:{theirs.node(1).peer_port}"', f'peer = "127.0.0.1:{ours.node(1).peer_port}"')
+            write(config, moved)
+            stranger.launch()
+            wait_for(lambda: "handshake failed" in stranger.log(), 10, "the stranger's log says nothing")
+            wait_for(lambda: "handshake failed" in ours.node(1).log(), 10, "our log says nothing about the stranger")
+            stranger.kill()
+            # With our secret it is still of another cluster.
+            secret = line_of(ours.node(1).path("baton.toml"), "peer_secret")
+            write(config, moved.replace(line_of(config, "peer_secret"), secret))
+            stranger.launch()
+            wait_for(lambda: "cluster" in after(ours.node(1).log(), "handshake failed"), 10, "no word about the cluster")
+            want(stranger.role()[0] != "Primary", "the stranger leads")
+            stranger.kill()
+        witness.still()
+        with ours.node(1).client() as client:
+            want(client.do("SET", "x", "1") == b"OK", "writes do not go on")
+        # A node of our own with a wrong secret: told in both logs, and a standby again with the right one.
+        own = ours.node(2)
+        own.kill()
+        config = own.path("baton.toml")
+        with open(config, encoding="utf-8") as file:
+            text = file.read()
+        write(config, text.replace(line_of(config, "peer_secret"), 'peer_secret = "quite another secret"'))
+        own.launch()
+        wait_for(lambda: "secret" in own.log() + ours.node(1).log(), 10, "no log mentions the secret")
+        own.kill()
+        write(config, text)
+        own.launch()
+        ours.wait_standby(own)
+        witness.still()
+
+
+def write(path, text):
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def line_of(path, key):
+    with open(path, encoding="utf-8") as file:
+        return next(line.strip() for line in file if line.startswith(key))
+
+
+def after(text, mark):
+    at = text.find(mark)
+    return text[at:] if at >= 0 else ""
+
+
+# ---- files ----
+
+
+def scratch(path, offset=0, length=64):
+    """Damages bytes of a file."""
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        length = len(file.read(length))
+        file.seek(offset)
+        file.write(os.urandom(length))
+
+
+def refused(node, *texts, patience=30):
+    """The node does not start and says why."""
+    done = node.run("start", timeout=patience + 30)
+    said = done.stdout + done.stderr
+    want(done.returncode not in (0, 5), f"it starts, or hangs: exit {done.returncode} {said[:300]}")
+    for text in texts:
+        want(text in said, f"the message does not say {text!r}: {said[:500]}")
+    want(not node.alive(), "the process lives although it was refused")
+    return said
+
+
+def control_files(world):
+    with Sandbox(world, "control", 1) as sandbox:
+        node = sandbox.node(1)
+        witness = Witness(node, "control")
+        for broken in ("control.a", "control.b"):
+            node.kill()
+            scratch(node.path(broken), 40)
+            node.start("-M", "primary")
+            sandbox.wait_primary()
+            witness.still(same_process=False)
+            want("control copy" in node.log(), "the healing is not in the log")
+        node.kill()
+        os.truncate(node.path("control.a"), 100)
+        node.start("-M", "primary")
+        sandbox.wait_primary()
+        witness.still(same_process=False)
+        node.kill()
+        os.remove(node.path("control.b"))
+        node.start("-M", "primary")
+        sandbox.wait_primary()
+        witness.still(same_process=False)
+        node.kill()
+        keep = {name: open(node.path(name), "rb").read() for name in ("control.a", "control.b")}
+        for name in keep:
+            scratch(node.path(name), 40)
+        refused(node, "both control copies", "rejoin")
+        for name, data in keep.items():
+            with open(node.path(name), "wb") as file:
+                file.write(data)
+        node.start("-M", "primary")
+        sandbox.wait_primary()
+        witness.still(same_process=False)
+        node.kill()
+        for name in keep:
+            os.remove(node.path(name))
+        refused(node, "Is the disk mounted", "init")
+        return "one damaged, cut or missing copy heals; both are refused"
+
+
+def superblock(world):
+    with Sandbox(world, "superblock", 1) as sandbox:
+        node = sandbox.node(1)
+        witness = Witness(node, "superblock")
+        path = node.path("superblock")
+        half = 40 << 10  # where the second slot begins
+        keep = open(path, "rb").read()
+        for slot in (0, 1):
+            node.kill()
+            keep = open(path, "rb").read()
+            scratch(path, slot * half, 8192)
+            node.start("-M", "primary")
+            sandbox.wait_primary()
+            witness.still(same_process=False)
+            node.kill()
+            with open(path, "wb") as file:
+                file.write(keep)
+        scratch(path, 0, 8192)
+        scratch(path, half, 8192)
+        refused(node, "superblock")
+        with open(path, "wb") as file:
+            file.write(keep)
+        node.start("-M", "primary")
+        sandbox.wait_primary()
+        witness.still(same_process=False)
+
+
+def torn_log(world):
+    """Garbage behind the end of the log is torn; garbage below what is known to be committed is never skipped."""
+    with Sandbox(world, "torn", 1) as sandbox:
+        node = sandbox.node(1)
+        witness = Witness(node, "torn")
+        end = node.status()["flushed_lsn"]
+        node.kill()
+        segment = node.path("wal", f"{0:016x}.wal")
+        with open(segment, "r+b") as file:
+            file.seek(end)
+            file.write(random.Random(world.seed).randbytes(20_000))
+        node.start("-M", "primary")
+        sandbox.wait_primary()
+        witness.still(same_process=False)
+        # Now in the middle of what was acknowledged. Leading would silently lose it.
+        with node.client() as client:
+            for number in range(50):
+                client.do("SET", f"torn:later:{number}", "v" * 3000)
+        node.kill()
+        scratch(segment, 8192 + 200, 3000)
+        done = node.run("start", "-M", "primary", "--timeout", "6s")
+        role = node.role()
+        if role == ("Primary", "Normal"):
+            witness.still(same_process=False)
+        want(role != ("Primary", "Normal"), "a node with a damaged log leads")
+        said = done.stdout + done.stderr + node.log()[-3000:]
+        want("amage" in said or "epair" in said, f"nothing is said about the damage: {said[-600:]}")
+        return f"damage is shown as {' '.join(role)}" if role[0] != "Down" else "damage is refused"
+
+
+def folders(world):
+    """Wrong, cloned, empty and busy folders."""
+    with Sandbox(world, "folders", 3) as sandbox:
+        primary = sandbox.wait_primary()
+        witness = Witness(primary, "folders")
+        spare = Node(world.baton, os.path.join(sandbox.folder, "spare"), 9, 0)
+        os.makedirs(spare.folder)
+
+        # Empty: not a new node, but perhaps an unmounted disk.
+        shutil.copy(sandbox.node(3).path("baton.toml"), spare.folder)
+        done = run(world.baton, "run", "-D", spare.folder)
+        want(done.returncode != 0 and "Is the disk mounted" in done.stdout + done.stderr, f"run on an empty folder: {done.stderr[:300]}")
+        refused(spare, "Is the disk mounted")
+        want(sorted(set(os.listdir(spare.folder)) - {"log"}) == ["baton.toml"], f"something was created: {os.listdir(spare.folder)}")
+
+        # A second process on the same folder.
+        third = sandbox.node(3)
+        begin = time.monotonic()
+        done = run(world.baton, "run", "-D", third.folder, timeout=60)
+        took = time.monotonic() - begin
+        want(done.returncode != 0 and "another process" in done.stdout + done.stderr, f"a second process: {done.returncode} {done.stderr[:300]}")
+        want(took < 20, f"a second process gives up only after {took:.0f} s")
+        want(third.status() is not None, "the first process lost its admin socket to the second")
+        want("runs already" in third.run("start").stdout, "`start` does not see the running node")
+
+        # The data of another node under this node's configuration.
+        third.kill()
+        shutil.rmtree(spare.folder)
+        shutil.copytree(third.folder, spare.folder, ignore=lambda *_: ["admin.sock", "baton.pid"])
+        ports(spare.path("baton.toml"), third)
+        config = spare.path("baton.toml")
+        with open(config, encoding="utf-8") as file:
+            text = file.read()
+        write(config, text.replace("node = 3\nclient_listen", "node = 2\nclient_listen"))
+        refused(spare, "belongs to node 3")
+        write(config, text.replace('cluster = "sandbox"', 'cluster = "another"'))
+        refused(spare, "belongs to cluster")
+
+        # A clone beside its original: same incarnation, two processes.
+        write(config, text)
+        third.launch()
+        sandbox.wait_standby(third)
+        spare.launch()
+        wait_for(lambda: "in use" in primary.log() or "uplicate" in primary.log() or "copied" in primary.log() or "copy" in primary.log(), 15,
+                 "the primary's log says nothing about the clone")
+        want(spare.role() != ("Standby", "Normal"), "the clone streams as if it were the original")
+        sandbox.wait_standby(third)
+        spare.kill()
+
+        # Initialising over a node.
+        done = primary.run("init", "--cluster", "x", "--node", 1)
+        want(done.returncode != 0, "init runs over an existing node")
+        witness.still()
+        return f"a second process gave up after {took:.1f} s"
+
+
+def ports(path, node):
+    """Other ports for a copy, the members stay as they are."""
+    with open(path, encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    for at, line in enumerate(lines):
+        for key, port in (("client_listen", node.port), ("peer_listen", node.peer_port), ("http_listen", node.http_port)):
+            if line.startswith(key):
+                lines[at] = f'{key} = "127.0.0.1:{port + 40}"'
+    write(path, "\n".join(lines))
+
+
+# ---- configuration ----
+
+GOOD = 'cluster = "a"\nnode = 1\n'
+MISTAKES = [
+    (GOOD + 'comit_timeout = "1s"\n', 3, "commit_timeout"),
+    (GOOD + 'commit_timeout = 10\n', 3, "unit"),
+    (GOOD + 'memory = "12"\n', 3, "unit"),
+    (GOOD + 'commit = "maybe"\n', 3, "remote_apply"),
+    (GOOD + 'client_listen = "localhost"\n', 3, "127.0.0.1:7379"),
+    (GOOD + 'client_listen = "0.0.0.0:7379"\npeer_listen = "0.0.0.0:8379"\n', None, "secret"),
+    (GOOD + 'sync = "ANY 2 (1, 7)"\n', 3, "7"),
+    (GOOD + 'degrade = "after 10s"\n', 3, "store"),
+    (GOOD + "node = 2\n", 3, ""),
+    (GOOD + "[[member\n", 3, ""),
+    ("node = 0\ncluster = \"A B\"\n", 1, ""),
+    ("\0\1\2", None, ""),
+    (GOOD + '[[member]]\nnode = 1\npeer = "127.0.0.1:1"\n[[member]]\nnode = 1\npeer = "127.0.0.1:2"\n', None, "1"),
+]
+
+
+def configuration(world):
+    folder = os.path.join(world.folder, "config")
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, "baton.toml")
+    write(path, GOOD)
+    run(world.baton, "check-config", path, ok=0)
+    for text, line, hint in MISTAKES:
+        write(path, text)
+        done = run(world.baton, "check-config", path)
+        said = done.stdout + done.stderr
+        want(done.returncode == 2, f"{text!r}: exit {done.returncode}, {said[:200]}")
+        if line is not None:
+            want(f"line {line}" in said or f":{line}" in said, f"{text!r}: line {line} is not named: {said[:300]}")
+        want(hint in said, f"{text!r}: the hint does not mention {hint!r}: {said[:300]}")
+        started = run(world.baton, "run", "-D", folder)
+        want(started.returncode != 0, f"{text!r}: a node starts with it")
+    done = run(world.baton, "check-config", os.path.join(folder, "nothing.toml"))
+    want(done.returncode != 0, "a file that is not there passes")
+    keys = run(world.baton, "check-config", "--keys", ok=0).stdout
+    want("commit_timeout" in keys, "--keys lists nothing")
+    shutil.rmtree(folder)
+    return f"{len(MISTAKES)} mistakes, each with its line and a hint"
+
+
+# ---- roles, numbers, the admin socket ----
+
+
+def wrong_role(world, sandbox):
+    primary = sandbox.wait_primary()
+    standby = next(node for node in sandbox.nodes if node is not primary)
+    witness = Witness(primary, "role")
+    with standby.client() as client:
+        for command in (("SET", "a", "1"), ("DEL", "a"), ("INCR", "a"), ("FLUSHALL",), ("MSET", "a", "1")):
+            reply = client.do(*command)
+            want(isinstance(reply, Error) and reply.word == "READONLY", f"{command} on a standby: {reply}")
+        client.do("MULTI")
+        client.do("SET", "a", "1")
+        reply = client.do("EXEC")
+        want(isinstance(reply, Error), f"a writing transaction on a standby: {reply}")
+    done = primary.run("failover")
+    want(primary.role() == ("Primary", "Normal"), f"failover on the primary: {done.stdout} {done.stderr}")
+    done = standby.run("failover", "--timeout", "3s")
+    want(done.returncode == 4, f"failover under a living primary: exit {done.returncode} {done.stdout[:200]} {done.stderr[:200]}")
+    done = standby.run("failover", "--expect-term", 999)
+    want(done.returncode == 4, f"a wrong --expect-term: exit {done.returncode}")
+    done = standby.run("failover", "--dry-run")
+    want(sandbox.primary() is primary, "a dry run changed the primary")
+    witness.still()
+
+
+def admin_socket(world, sandbox):
+    primary = sandbox.wait_primary()
+    witness = Witness(primary, "admin")
+
+    def say(data):
+        with socket.socket(socket.AF_UNIX) as link:
+            link.settimeout(3)
+            link.connect(primary.path("admin.sock"))
+            try:
+                link.sendall(data)
+            except OSError:
+                pass
+            got = b""
+            try:
+                while b"\n" not in got:
+                    piece = link.recv(65536)
+                    if not piece:
+                        break
+                    got += piece
+            except OSError:
+                pass
+            return got
+
+    for data in (b"{\n", b"null\n", b"[]\n", b'{"op":"x"}\n', b'{"op":"x","verb":"explode"}\n', b"\xff\xfe\n",
+                 b'{"op":"' + b"x" * 100 + b'","verb":"ping"}\n', b'{"v":99,"op":"x","verb":"ping"}\n',
+                 b'{"op":1,"verb":"ping"}\n',
+                 b"[" * 100_000 + b"\n"):
+        got = say(data)
+        want(b'"ok":false' in got, f"{data[:60]!r} is answered with {got[:200]!r}")
+    got = say(b'{"op":"' + b"x" * (2 << 20))
+    want(b'"ok":false' in got or got == b"", f"an endless line is answered with {got[:200]!r}")
+    links = []
+    for _ in range(100):
+        link = socket.socket(socket.AF_UNIX)
+        link.settimeout(3)
+        try:
+            link.connect(primary.path("admin.sock"))
+            link.sendall(b"{")
+        except OSError:
+            pass
+        links.append(link)
+    time.sleep(0.2)
+    for link in links:
+        link.close()
+    wait_for(primary.status, 5, "the admin socket does not answer after 100 half requests")
+    for request in (b"GET /\r\n\r\n", b"A" * 20_000, b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 3000 + b"\r\n", b"\0" * 100):
+        shout(primary.http_port, request)
+    got, _ = shout(primary.http_port, b"GET /metrics HTTP/1.0\r\n\r\n")
+    want(b"200" in got[:40] and b"baton_" in got, f"/metrics after bad requests: {got[:200]!r}")
+    witness.still()
+
+
+def too_many_clients(world):
+    sandbox = Sandbox(world, "crowd", 1)
+    with sandbox:
+        node = sandbox.node(1)
+        witness = Witness(node, "crowd")
+        node.run("stop", ok=0)
+        config = node.path("baton.toml")
+        with open(config, encoding="utf-8") as file:
+            text = file.read()
+        write(config, "max_clients = 20\n" + text)
+        node.start("-M", "primary")
+        sandbox.wait_primary()
+        crowd = [node.client() for _ in range(20)]
+        for client in crowd:
+            want(client.do("PING") == b"PONG", "a client within the limit is not served")
+        for _ in range(30):
+            with node.client(timeout=3) as one_more:
+                try:
+                    answer = one_more.read()
+                except Gone as gone:
+                    raise Broken(f"one client too many is cut off without a word: {gone}") from gone
+                want(isinstance(answer, Error) and "max number of clients" in answer, f"one client too many: {answer}")
+        crowd.pop().close()
+
+        def again():
+            try:
+                with node.client(timeout=3) as client:
+                    return client.do("PING") == b"PONG"
+            except (Gone, OSError):
+                return False
+
+        wait_for(again, 3, "a place that became free is not given away")
+        for client in crowd:
+            client.close()
+        wait_for(again, 3, "nobody gets in after the crowd has left")
+        witness.still(same_process=False)
+
+
+def mixed(report, world):
+    """Mischief against one cluster that lives through all of it."""
+    names = [
+        ("bad requests", bad_requests),
+        ("random bytes", random_bytes),
+        ("every command with odd words", every_command),
+        ("half requests and silence", half_requests),
+        ("clients that do not read", slow_reader),
+        ("garbage on the peer port", peer_garbage),
+        ("commands for another role", wrong_role),
+        ("admin socket and HTTP port", admin_socket),
+    ]
+    if report.only and not any(report.only in name for name, _ in names):
+        return
+    sandbox = Sandbox(world, "mischief", 3)
+    try:
+        sandbox.up()
+        for name, function in names:
+            report.check(name, function, world, sandbox)
+            if sandbox.primary() is None:
+                break
+    finally:
+        sandbox.down()
+    report.check("no panic in any log of the mischief", lambda: want(not sandbox.panics(), sandbox.panics()))
+
+
+def checks(report, world):
+    mixed(report, world)
+    report.check("a recorded link, replayed", replayed_link, world)
+    report.check("nodes of another cluster, a wrong secret", strangers, world)
+    report.check("damaged control files", control_files, world)
+    report.check("damaged superblock", superblock, world)
+    report.check("torn and damaged log", torn_log, world)
+    report.check("wrong, cloned, empty and busy folders", folders, world)
+    report.check("mistakes in the configuration", configuration, world)
+    report.check("more clients than max_clients", too_many_clients, world)
