@@ -1,31 +1,14 @@
 //! tokio-uring: a task per appender, a task per write, O_DSYNC files.
-#![allow(unsafe_code, reason = "tokio-uring asks for a promise about the buffer's address")]
 
 use std::cell::RefCell;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use baton::base::SharedSlice;
-use tokio_uring::buf::IoBuf;
+use baton::io::tokio_buf::TokioSlice;
 use tokio_uring::fs::File;
 
 use super::{Bell, Room, Rung, appender, ring};
-
-struct Bytes(SharedSlice);
-
-// SAFETY: the bytes lie in a counted allocation that does not move and that nobody changes while a slice of it lives.
-unsafe impl IoBuf for Bytes {
-    fn stable_ptr(&self) -> *const u8 {
-        self.0.as_ptr()
-    }
-    fn bytes_init(&self) -> usize {
-        self.0.len()
-    }
-    fn bytes_total(&self) -> usize {
-        self.0.len()
-    }
-}
 
 pub fn run(room: Rc<RefCell<Room>>, appenders: usize, paths: &[PathBuf]) {
     let mut ring_options = tokio_uring::uring_builder();
@@ -51,7 +34,7 @@ pub fn run(room: Rc<RefCell<Room>>, appenders: usize, paths: &[PathBuf]) {
                 let (room, bell, file) = (room.clone(), bell.clone(), files[job.file].clone());
                 tokio_uring::spawn(async move {
                     let len = job.data.len();
-                    let (result, _) = file.write_at(Bytes(job.data), job.offset).submit().await;
+                    let (result, _) = file.write_at(TokioSlice(job.data), job.offset).submit().await;
                     assert_eq!(result.expect("a working disk"), len);
                     room.borrow_mut().completed(job.id);
                     ring(&bell);

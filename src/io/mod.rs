@@ -14,6 +14,8 @@
 
 pub mod seam;
 pub mod sim;
+#[cfg(feature = "runtime-bench")]
+pub mod tokio_buf;
 pub mod uring;
 
 pub use seam::{
