@@ -215,7 +215,7 @@ fn redo(c: &mut Criterion) {
     group.bench_function("apply 256 records", |b| {
         b.iter(|| {
             let mut cursor = FrameCursor::default();
-            redo.apply_frame(&mut store, at, writer.bytes(), &mut cursor, Stamp::COMMITTED, &mut |_| {})
+            redo.apply_frame(&mut store, at, writer.bytes(), &mut cursor, &mut |_| {})
                 .expect("records of our own");
             at = Lsn(at.0 + padded(writer.len()) as u64);
         });

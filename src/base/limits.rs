@@ -25,6 +25,10 @@ pub const PAGE_BYTES: usize = 16 << 10;
 pub const SHARDS_DEFAULT: u16 = 64;
 pub const SHARDS_MAX: u16 = 256;
 
+/// Threads that apply the log, at most, and when the configuration leaves it to the machine.
+pub const REDO_WORKERS_MAX: usize = 16;
+pub const REDO_WORKERS_DEFAULT_MAX: usize = 4;
+
 /// Longest user key.
 pub const KEY_BYTES_MAX: usize = 4096;
 /// Longest value of one string.

@@ -11,8 +11,8 @@ use super::units::{duration, show_duration, show_size, size};
 use super::written::{self, Entry, Raw, Section, Written};
 use crate::base::NodeId;
 use crate::base::limits::{
-    CLIENTS_DEFAULT, DIRECT_STANDBYS_MAX, FRAMES_IN_FLIGHT_MAX, NODES_MAX, SEGMENT_BYTES, SEGMENT_BYTES_MIN,
-    SHARDS_DEFAULT, SHARDS_MAX,
+    CLIENTS_DEFAULT, DIRECT_STANDBYS_MAX, FRAMES_IN_FLIGHT_MAX, NODES_MAX, REDO_WORKERS_MAX, SEGMENT_BYTES,
+    SEGMENT_BYTES_MIN, SHARDS_DEFAULT, SHARDS_MAX,
 };
 
 const CLIENT_PORT: u16 = 7379;
@@ -231,6 +231,7 @@ impl Checker<'_> {
             peer_listen,
             http_listen,
             cores: self.cores(),
+            redo_workers: self.number("redo_workers", 1, REDO_WORKERS_MAX as u64).map(|n| n as usize),
             memory: self.size("memory", 64 << 20, 1 << 40).unwrap_or(MEMORY_DEFAULT),
             sync,
             degrade,

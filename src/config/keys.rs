@@ -41,6 +41,13 @@ pub const KEYS: &[Key] = &[
     ),
     key("http_listen", "address:port", "none", "IP address and port", "/metrics and /health over HTTP"),
     key("cores", "number", "1", "1", "event loops of this node; this version runs one"),
+    key(
+        "redo_workers",
+        "number",
+        "cores, at most 4",
+        "1 to 16",
+        "threads that apply large amounts of log, the event loop among them",
+    ),
     key("memory", "size", "1GiB", "64MiB to 1TiB", "page cache and in-memory changes together"),
     key(
         "sync",

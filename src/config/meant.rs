@@ -182,6 +182,8 @@ pub struct Config {
     pub peer_listen: SocketAddr,
     pub http_listen: Option<SocketAddr>,
     pub cores: u16,
+    /// `None`: by the machine.
+    pub redo_workers: Option<usize>,
     pub memory: u64,
     /// Seeds policy generation 1.
     pub sync: SyncRule,
@@ -246,6 +248,7 @@ impl Config {
             ("peer_listen", self.peer_listen.to_string()),
             ("http_listen", self.http_listen.map_or_else(|| "none".into(), |address| address.to_string())),
             ("cores", self.cores.to_string()),
+            ("redo_workers", self.redo_workers.map_or_else(|| "by the machine".into(), |n| n.to_string())),
             ("memory", show_size(self.memory)),
             ("sync", self.sync.to_string()),
             ("degrade", self.degrade.to_string()),

@@ -246,6 +246,9 @@ pub trait Seam {
     fn write_now(&mut self, file: FileId, offset: u64, data: &SharedSlice) -> io::Result<()>;
     fn flush_now(&mut self, file: FileId) -> io::Result<()>;
 
+    /// Gives the buffer of a long read back for the next one. Forgetting to costs time and nothing else.
+    fn recycle(&mut self, _buf: AlignedBuf) {}
+
     /// A handle that other threads use to produce [`Event::Woken`].
     fn waker(&self) -> Arc<dyn Waker>;
 

@@ -267,7 +267,7 @@ fn node_text(up: &SandboxUp, id: u16, base: u16, secret: &str) -> String {
     let mut text = format!(
         "# Made by `baton sandbox up`.\ncluster = \"sandbox\"\nnode = {id}\n\
          client_listen = \"127.0.0.1:{}\"\npeer_listen = \"127.0.0.1:{}\"\nhttp_listen = \"127.0.0.1:{}\"\n\
-         peer_secret = \"{secret}\"\ncores = 1\nmemory = \"256MiB\"\nlog_retention = \"1GiB\"\n",
+         peer_secret = \"{secret}\"\ncores = 1\nredo_workers = 1\nmemory = \"256MiB\"\nlog_retention = \"1GiB\"\n",
         base + id,
         base + PEER_OFFSET + id,
         base + HTTP_OFFSET + id

@@ -8,7 +8,7 @@ use crate::base::{CommittedLsn, Lsn, NodeId, WallMs};
 use crate::config::Config;
 use crate::io::{FileId, Op, Open, Seam};
 use crate::metrics::Metrics;
-use crate::record::{Record, RecordReader};
+use crate::record::Record;
 use crate::redo::Redo;
 use crate::replication::{Identity, Secret};
 use crate::role::control::{CONTROL_BYTES, choose};
@@ -16,19 +16,21 @@ use crate::role::machine::RoleConfig;
 use crate::role::{Command, ControlCopy, ControlError, ControlState, DataStatus, Input, RoleMachine};
 use crate::store::{SLOT_BYTES, Store, StoreConfig, StoreError, WalkStep};
 use crate::wal::{
-    FrameScan, KeeperConfig, LogFile, RecoverError, RecoverParams, Recovered, SegmentKeeper, Verdict, Wal,
-    WalConfig, recover,
+    KeeperConfig, LogFile, RecoverError, RecoverParams, Recovered, SegmentKeeper, Verdict, Wal, WalConfig,
+    recover_watched,
 };
 
 use super::admin::Admin;
 use super::clients::Clients;
 use super::control_file::ControlFile;
+use super::crew::Crew;
 use super::data::Data;
 use super::files::{Folder, read_small};
 use super::gates::Watermarks;
 use super::groups::Groups;
 use super::links::Links;
 use super::log::{Log, SegmentFiles};
+use super::redo::Replay;
 use super::run::StartRole;
 use super::streams::Streams;
 use super::{CHECKPOINT_BYTES, Node, POLICY_FRAME_RECORDS_MAX};
@@ -45,6 +47,8 @@ pub struct BootOptions {
     pub frames_in_flight: usize,
     /// Log bytes between two checkpoints of the same shard; the default when zero.
     pub checkpoint_bytes: u64,
+    /// Lanes of redo. They run one after another until [`Node::employ`] gives them threads.
+    pub redo_workers: usize,
 }
 
 impl BootOptions {
@@ -56,6 +60,7 @@ impl BootOptions {
             durable_writes: true,
             frames_in_flight: 4,
             checkpoint_bytes: 0,
+            redo_workers: 1,
         }
     }
 }
@@ -291,20 +296,18 @@ fn recover_log<S: Seam>(
         repair_mark: Lsn::ZERO,
     };
     let mut files = SegmentFiles { seam, folder };
-    let recovered = recover(&mut files, &params).map_err(BootError::Log)?;
-    let geometry = crate::wal::Geometry::new(control.cluster, control.segment_bytes);
     let mut policies = Vec::new();
-    for frame in FrameScan::new(&mut files, geometry, store.redo_from(), recovered.end.end, None) {
-        let Ok(frame) = frame else { break };
+    let recovered = recover_watched(&mut files, &params, &mut |frame| {
         if frame.header.records > POLICY_FRAME_RECORDS_MAX {
-            continue;
+            return;
         }
-        for record in RecordReader::new(frame.payload()) {
+        for record in frame.records() {
             if let Ok((Record::Policy { generation }, _)) = record {
                 policies.push((generation.to_vec(), frame.header.first, frame.header.end()));
             }
         }
-    }
+    })
+    .map_err(BootError::Log)?;
     Ok((recovered, policies))
 }
 
@@ -372,7 +375,7 @@ impl Parts {
             control,
             now,
         );
-        let redo = Redo::new(&store);
+        let redo = Replay::new(Redo::new(&store), Crew::alone(options.redo_workers));
         let applied = store.redo_from();
         let committed = CommittedLsn(recovered.known_committed.lsn());
         let clock = recovered.clock;
@@ -484,10 +487,11 @@ fn log_files<S: Seam>(seam: &mut S, folder: &Folder) -> Vec<(LogFile, u64)> {
 fn tell_recovery(recovered: &Recovered) {
     let end = recovered.end.end;
     let committed = recovered.known_committed;
+    let (frames, records) = (recovered.frames, recovered.records);
     match recovered.verdict {
-        Verdict::Clean => tracing::info!(%end, %committed, frames = recovered.frames, "log recovered"),
+        Verdict::Clean => tracing::info!(%end, %committed, frames, records, "log recovered"),
         Verdict::Torn { zero_from, zero_to } => tracing::info!(
-            %end, %committed, frames = recovered.frames, %zero_from, %zero_to, "log recovered, torn tail zeroed"
+            %end, %committed, frames, records, %zero_from, %zero_to, "log recovered, torn tail zeroed"
         ),
         Verdict::Damaged { at, mark, .. } => tracing::error!(
             %end, %at, %mark, "the log is damaged below what was durable: this node does not count until it is repaired"

@@ -326,13 +326,13 @@ impl<S: Seam> Node<S> {
     /// Runs the parsed command. Says whether it is over (its bytes are used up).
     fn run_command(&mut self, client: &mut Client) -> bool {
         let mode = self.mode();
-        let now = self.clock();
+        let wall = self.seam.wall();
+        let now = self.clock_at(wall);
         let stamp = self.open_stamp();
         let payload_max = self.log.wal.transaction_bytes_max();
         let end = self.log.wal.end().end;
         let flushed = self.log.wal.flushed();
         let shards = self.control_shards();
-        let wall = self.seam.wall();
         let mut host = HostView {
             clients: &mut self.clients.map,
             by_session: &self.clients.by_session,

@@ -1,22 +1,17 @@
-//! Shards, pages and checkpoints: redo of committed frames, merges in slices, the superblock.
+//! Shards, pages and checkpoints: merges in slices, page reads and writes, the superblock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 
 use crate::base::limits::PAGE_BYTES;
-use crate::base::planted::{Bug, planted};
-use crate::base::{AlignedBuf, AppliedLsn, Lsn, ShardId, Stamp, WallMs};
+use crate::base::{AlignedBuf, AppliedLsn, Lsn, ShardId, WallMs};
 use crate::io::{ConnId, FileId, Op, Seam};
-use crate::record::{HEADER_BYTES, MERGE_VERSION, Record};
-use crate::redo::{FrameCursor, Progress, Redo};
+use crate::record::{MERGE_VERSION, Record};
 use crate::store::{FlushToken, MergeStep, Miss, PageNo, Store};
-use crate::wal::ReadLog;
 
-use super::stream::Reader;
+use super::redo::Replay;
 use super::{Node, token};
 
-/// Log bytes applied in one turn, so that acknowledgements never wait long behind redo.
-const APPLY_BYTES: usize = 1 << 20;
 /// Pages read or made by merges in one turn.
 const MERGE_PAGES: usize = 8;
 /// One piece of growing the page file.
@@ -25,11 +20,10 @@ const GROW_BYTES: u64 = 1 << 20;
 /// The store and what is under way for it.
 pub struct Data {
     pub store: Store,
-    pub redo: Redo,
+    pub redo: Replay,
     pub applied: AppliedLsn,
     /// The leader's clock as carried by frames and heartbeats: standbys expire by it.
     pub clock: WallMs,
-    cursor: FrameCursor,
     pages: FileId,
     superblock: FileId,
     reading: BTreeSet<PageNo>,
@@ -41,11 +35,10 @@ pub struct Data {
     /// The page file could not grow for want of space. Nothing was lost: its new end was not in use yet.
     pub starved: bool,
     superblock_busy: bool,
-    redo_reading: bool,
     /// Position at which the last checkpoint record was logged by this primary, and the shard it named.
     next_shard: u16,
     last_checkpoint: Lsn,
-    more_merges: bool,
+    pub(super) more_merges: bool,
     /// Roots of finished checkpoints not yet compared with other nodes.
     pub fresh_roots: Vec<(ShardId, Lsn, crate::base::Digest)>,
 }
@@ -62,7 +55,7 @@ struct Growing {
 impl Data {
     pub fn new(
         store: Store,
-        redo: Redo,
+        redo: Replay,
         applied: Lsn,
         clock: WallMs,
         pages: FileId,
@@ -73,7 +66,6 @@ impl Data {
             redo,
             applied: AppliedLsn(applied),
             clock,
-            cursor: FrameCursor::default(),
             pages,
             superblock,
             reading: BTreeSet::new(),
@@ -82,7 +74,6 @@ impl Data {
             growing: None,
             starved: false,
             superblock_busy: false,
-            redo_reading: false,
             next_shard: 0,
             last_checkpoint: applied,
             more_merges: true,
@@ -96,96 +87,6 @@ impl Data {
 }
 
 impl<S: Seam> Node<S> {
-    /// Applies committed frames, a slice of them. Says whether more is ready to be applied.
-    pub(super) fn apply_some(&mut self) -> bool {
-        if self.executed || self.data.redo_reading {
-            return false;
-        }
-        let limit = self.apply_limit();
-        let applied = self.data.applied.lsn();
-        if applied >= limit {
-            return false;
-        }
-        match self.log.wal.read_from(applied, APPLY_BYTES) {
-            ReadLog::Frames(frames) => self.apply_frames(&frames, limit),
-            ReadLog::OnDisk { len, .. } => {
-                self.data.redo_reading = true;
-                self.read_log(Reader::Redo, applied, len);
-                false
-            }
-            ReadLog::End => false,
-            ReadLog::Gone { .. } | ReadLog::NoBorder => {
-                tracing::error!(%applied, oldest = %self.log.oldest(), "redo finds no log at its place");
-                self.fail("the log that redo needs is gone");
-                false
-            }
-        }
-    }
-
-    /// Nothing above the commit index is applied, and nothing that is not flushed here (protocol 2.1).
-    fn apply_limit(&self) -> Lsn {
-        let flushed = self.log.wal.flushed().lsn();
-        if planted(Bug::ApplyPastCommit) { flushed } else { self.committed.lsn().min(flushed) }
-    }
-
-    fn apply_frames(&mut self, frames: &[crate::wal::Frame], limit: Lsn) -> bool {
-        for (header, used) in frames {
-            if header.end() > limit {
-                return false;
-            }
-            let payload = &used[HEADER_BYTES..];
-            let data = &mut self.data;
-            let result = data.redo.apply_frame(
-                &mut data.store,
-                header.first,
-                payload,
-                &mut data.cursor,
-                Stamp::COMMITTED,
-                &mut |record| {
-                    if let Record::TermStart { term, leader, .. } = record {
-                        tracing::debug!(%term, %leader, "term start applied");
-                    }
-                },
-            );
-            match result {
-                Ok(Progress::Done) => {
-                    data.cursor = FrameCursor::default();
-                    data.applied.advance(header.end());
-                    data.clock = data.clock.max(header.clock);
-                    data.more_merges = true;
-                }
-                Ok(Progress::Stalled(shard)) => {
-                    tracing::debug!(%shard, "redo waits for a checkpoint to finish");
-                    data.more_merges = true;
-                    return false;
-                }
-                Err(error) => {
-                    tracing::error!(?error, at = %header.first, "redo stops");
-                    self.fail("redo cannot apply the log");
-                    return false;
-                }
-            }
-        }
-        self.data.applied.lsn() < limit
-    }
-
-    /// Log read from disk for redo.
-    pub(super) fn redo_loaded(&mut self, frames: std::io::Result<Vec<crate::wal::Frame>>) {
-        self.data.redo_reading = false;
-        match frames {
-            Ok(frames) => {
-                let limit = self.apply_limit();
-                let frames: Vec<_> =
-                    frames.into_iter().filter(|(h, _)| h.first >= self.data.applied.lsn()).collect();
-                self.apply_frames(&frames, limit);
-            }
-            Err(error) => {
-                tracing::error!(%error, "the log cannot be read for redo");
-                self.fail("the log cannot be read");
-            }
-        }
-    }
-
     /// On the primary: logs a checkpoint when enough log or delta has gathered. Only between groups: the record stands
     /// in front of everything else in its frame.
     pub(super) fn log_checkpoints(&mut self) {

@@ -99,6 +99,10 @@ impl<S: Seam> LogReader for SegmentFiles<'_, S> {
         self.seam.close_file(file);
         result.map(Some)
     }
+
+    fn recycle(&mut self, buf: AlignedBuf) {
+        self.seam.recycle(buf);
+    }
 }
 
 impl<S: Seam> Node<S> {

@@ -21,6 +21,7 @@ mod boot;
 mod clients;
 pub mod control;
 mod control_file;
+mod crew;
 mod data;
 mod files;
 mod gates;
@@ -30,6 +31,7 @@ mod init;
 mod links;
 mod log;
 mod outbox;
+mod redo;
 mod roles;
 mod roots;
 mod run;
@@ -165,11 +167,12 @@ impl<S: Seam> Node<S> {
 
     /// The clock that frames carry and keys expire by: never behind what was carried before (protocol 2.7).
     fn clock(&self) -> WallMs {
-        if self.executed {
-            self.seam.wall().max(self.clock_floor).max(self.data.clock)
-        } else {
-            self.data.clock
-        }
+        self.clock_at(self.seam.wall())
+    }
+
+    /// [`Node::clock`] for a caller that has just looked at the wall clock.
+    fn clock_at(&self, wall: WallMs) -> WallMs {
+        if self.executed { wall.max(self.clock_floor).max(self.data.clock) } else { self.data.clock }
     }
 
     /// Ends the node because its disk or its data cannot be trusted any more.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::base::limits::ADMIN_MAILBOX_MAX;
+use crate::base::limits::{ADMIN_MAILBOX_MAX, REDO_WORKERS_DEFAULT_MAX};
 use crate::config::{Config, WalSync};
 use crate::io::Seam;
 use crate::io::uring::{Calibration, UringConfig, UringSeam, calibrate};
@@ -64,8 +64,10 @@ fn start(options: RunOptions) -> Result<(Node<UringSeam>, ControlHandle), (Strin
         durable_writes: tuning.durable_writes,
         frames_in_flight: tuning.frames_in_flight,
         checkpoint_bytes: 0,
+        redo_workers: redo_workers(&config),
     };
     let mut node = boot_patiently(seam, boot)?;
+    node.employ().map_err(|e| (format!("the threads of redo cannot be started: {e}"), 1))?;
     let (client, peer) = node.listen().map_err(|e| {
         let text = format!(
             "a port cannot be opened (client_listen {}, peer_listen {}): {e}",
@@ -80,6 +82,12 @@ fn start(options: RunOptions) -> Result<(Node<UringSeam>, ControlHandle), (Strin
         .map_err(|e| (format!("the admin socket cannot be opened: {e}"), 1))?;
     node.attach(receiver, control.board());
     Ok((node, control))
+}
+
+/// Threads that apply the log, the loop among them.
+fn redo_workers(config: &Config) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    config.redo_workers.unwrap_or_else(|| cores().min(REDO_WORKERS_DEFAULT_MAX))
 }
 
 /// Calibration, unless the configuration says it all.

@@ -3,20 +3,29 @@
 //! The same code runs on a standby behind the commit watermark and at restart over the log's tail. It knows records and
 //! shards, not frames on disk: the caller hands it whole, verified, committed payloads in log order (protocol 2.1).
 //!
+//! Small amounts are applied in place, record by record ([`Redo::apply_frame`]). Large ones are divided by shard
+//! ([`Redo::split`]): each lane gets the tops of its shards and the places of their records, and the lanes run side by
+//! side. This room starts no thread: a [`Job`] is a value, whoever has the threads runs it and brings it back.
+//!
 //! Invariants:
 //! - a record that its shard's checkpoint already holds changes nothing; every other record is applied exactly once;
 //! - every checkpoint record is executed at its place, none skipped or joined: a shard whose previous checkpoint is not
 //!   durable yet stalls redo, and nothing behind that record is applied meanwhile (protocol 7.1);
+//! - records of one shard are applied in log order, and nobody looks at the store between the split of a batch and its
+//!   end: readers see whole frames, whatever the number of lanes, and the result does not depend on it;
 //! - records come from disk or network: what they cannot mean is an error, never a panic.
 //!
-//! The price: one sequence for all shards. Shards share no keys, so the records of one payload can be applied shard by
-//! shard in parallel between two control records; the store would have to be divided by shard for that (its cache and
-//! its free pages are the parts in common). One core applies faster than one core executes, so this waits for a need.
+//! The price: a batch ends in front of each checkpoint record, and a stalled shard stalls all of them. Letting the
+//! others run ahead would show readers of a standby one half of a transaction.
+
+mod lanes;
 
 use crate::base::{Lsn, ShardId, Stamp};
 use crate::record::key::{TAG_META, split};
 use crate::record::{Corrupt, HEADER_BYTES, MERGE_VERSION, Record, RecordReader};
-use crate::store::{STORE_KEY_BYTES_MAX, STORE_VALUE_BYTES_MAX, Store};
+use crate::store::{STORE_KEY_BYTES_MAX, STORE_VALUE_BYTES_MAX, Store, Top};
+
+pub use lanes::{Batch, Job, Stop};
 
 /// What became of one record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,7 +35,7 @@ pub enum Applied<'a> {
     /// The shard's checkpoint already holds it.
     Skipped,
     /// The caller freezes the shard here, before the next record of that shard.
-    Checkpoint { shard: ShardId, merge_version: u16, at: Lsn },
+    Checkpoint { shard: ShardId, at: Lsn },
     /// A record of the whole node (term start, policy): the caller's business.
     Control(Record<'a>),
 }
@@ -93,42 +102,16 @@ impl Redo {
         Redo { held: (0..store.shards()).map(|shard| store.checkpoint_lsn(ShardId(shard))).collect() }
     }
 
-    /// Applies one record that starts at `at` (see [`record_lsn`]).
-    pub fn apply_record<'a>(
-        &self,
-        store: &mut Store,
-        record: Record<'a>,
-        at: Lsn,
-        stamp: Stamp,
-    ) -> Result<Applied<'a>, RedoError> {
-        let Some(shard) = record.shard() else { return Ok(Applied::Control(record)) };
+    /// What is to be done with a record that starts at `at`.
+    fn judge<'a>(&self, record: Record<'a>, at: Lsn) -> Result<Judged<'a>, RedoError> {
+        let Some(shard) = record.shard() else { return Ok(Judged::Control(record)) };
         let held = *self.held.get(shard.index()).ok_or(RedoError::UnknownShard(shard))?;
         if at <= held {
-            return Ok(Applied::Skipped);
+            return Ok(Judged::Skip);
         }
         match record {
-            Record::Put { key, value, created, .. } => {
-                check_lengths(key, value)?;
-                store.put(shard, key, value, created, stamp);
-            }
-            Record::Delete { key, .. } => {
-                check_lengths(key, &[])?;
-                let (_, tag) = split(key)?;
-                let counted = tag == TAG_META;
-                if counted && store.count(shard).0 == 0 {
-                    return Err(RedoError::Corrupt("a key is deleted that cannot exist"));
-                }
-                store.delete(shard, key, counted, stamp);
-            }
-            Record::DeleteRange { start, end, .. } => {
-                check_lengths(start, end)?;
-                check_lengths(end, &[])?;
-                check_range(start, end)?;
-                store.delete_range(shard, start, end, stamp);
-            }
-            Record::ClearShard { .. } => store.clear_shard(shard, stamp),
             // The record lies behind the position that it names: a shard that has this checkpoint skips it by that.
-            Record::Checkpoint { at, .. } if at <= held => return Ok(Applied::Skipped),
+            Record::Checkpoint { at, .. } if at <= held => Ok(Judged::Skip),
             Record::Checkpoint { merge_version, at: place, .. } => {
                 if place > at {
                     return Err(RedoError::Corrupt("a checkpoint record names a later position"));
@@ -136,13 +119,28 @@ impl Redo {
                 if merge_version != MERGE_VERSION {
                     return Err(RedoError::UnknownMergeVersion { shard, version: merge_version });
                 }
-                return Ok(Applied::Checkpoint { shard, merge_version, at: place });
+                Ok(Judged::Checkpoint { shard, at: place })
             }
-            Record::TermStart { .. } | Record::Policy { .. } => {
-                unreachable!("records without a shard left above")
-            }
+            _ => Ok(Judged::Change(shard)),
         }
-        Ok(Applied::Changed)
+    }
+
+    /// Applies one record that starts at `at` (see [`record_lsn`]).
+    pub fn apply_record<'a>(
+        &self,
+        store: &mut Store,
+        record: Record<'a>,
+        at: Lsn,
+    ) -> Result<Applied<'a>, RedoError> {
+        Ok(match self.judge(record, at)? {
+            Judged::Skip => Applied::Skipped,
+            Judged::Control(record) => Applied::Control(record),
+            Judged::Checkpoint { shard, at } => Applied::Checkpoint { shard, at },
+            Judged::Change(shard) => {
+                store.redo(shard, |top| change(top, &record))?;
+                Applied::Changed
+            }
+        })
     }
 
     /// Applies the payload of the frame that starts at `first`, freezing shards at their checkpoint records, and hands term
@@ -153,7 +151,6 @@ impl Redo {
         first: Lsn,
         payload: &[u8],
         cursor: &mut FrameCursor,
-        stamp: Stamp,
         control: &mut dyn FnMut(Record<'_>),
     ) -> Result<Progress, RedoError> {
         let mut reader = RecordReader::new(&payload[cursor.0..]);
@@ -163,16 +160,52 @@ impl Redo {
             let Some(next) = reader.next() else { return Ok(Progress::Done) };
             let (record, _) = next?;
             let at = record_lsn(first, offset);
-            match self.apply_record(store, record, at, stamp)? {
+            match self.apply_record(store, record, at)? {
                 Applied::Changed | Applied::Skipped => {}
                 Applied::Control(record) => control(record),
                 Applied::Checkpoint { shard, .. } if store.merging(shard) => {
                     return Ok(Progress::Stalled(shard));
                 }
-                Applied::Checkpoint { shard, at, .. } => store.freeze(shard, at, stamp),
+                Applied::Checkpoint { shard, at } => store.freeze(shard, at, Stamp::COMMITTED),
             }
         }
     }
+}
+
+enum Judged<'a> {
+    Skip,
+    Change(ShardId),
+    Checkpoint { shard: ShardId, at: Lsn },
+    Control(Record<'a>),
+}
+
+/// Carries out a change on the top of its shard.
+fn change(top: &mut Top, record: &Record<'_>) -> Result<(), RedoError> {
+    match *record {
+        Record::Put { key, value, created, .. } => {
+            check_lengths(key, value)?;
+            top.put(key, value, created);
+        }
+        Record::Delete { key, .. } => {
+            check_lengths(key, &[])?;
+            let counted = split(key)?.1 == TAG_META;
+            if counted && top.count() == 0 {
+                return Err(RedoError::Corrupt("a key is deleted that cannot exist"));
+            }
+            top.delete(key, counted);
+        }
+        Record::DeleteRange { start, end, .. } => {
+            check_lengths(start, end)?;
+            check_lengths(end, &[])?;
+            check_range(start, end)?;
+            top.delete_range(start, end);
+        }
+        Record::ClearShard { .. } => top.clear(),
+        Record::Checkpoint { .. } | Record::TermStart { .. } | Record::Policy { .. } => {
+            unreachable!("judged to be no change")
+        }
+    }
+    Ok(())
 }
 
 fn check_lengths(key: &[u8], value: &[u8]) -> Result<(), RedoError> {

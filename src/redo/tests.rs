@@ -1,7 +1,7 @@
 use super::*;
-use crate::base::{ClusterId, Incarnation, NodeId, Prng, Term};
-use crate::record::RecordWriter;
+use crate::base::{ClusterId, CommittedLsn, Digest, Incarnation, NodeId, Prng, SharedSlice, Term, WallMs};
 use crate::record::key::{TAG_ELEMENT, meta_key, prefix};
+use crate::record::{FrameHeader, FrameKind, RecordWriter, padded};
 use crate::store::{MergeStep, StoreConfig};
 
 const S: ShardId = ShardId(1);
@@ -90,7 +90,7 @@ fn a_frame_waits_for_a_checkpoint_that_is_not_durable_yet() {
         let mut count = |record: Record<'_>| control += usize::from(record == term_start());
         let mut cursor = FrameCursor::default();
         let (first, writer) = &log[n];
-        redo.apply_frame(store, *first, writer.bytes(), &mut cursor, Stamp::COMMITTED, &mut count).unwrap()
+        redo.apply_frame(store, *first, writer.bytes(), &mut cursor, &mut count).unwrap()
     };
     assert_eq!(apply(&mut store, 0), Progress::Done);
     assert_eq!(apply(&mut store, 1), Progress::Done);
@@ -123,9 +123,7 @@ fn what_a_checkpoint_holds_is_skipped() {
         let redo = Redo::new(store);
         for (first, writer) in &log {
             let mut cursor = FrameCursor::default();
-            let done = redo
-                .apply_frame(store, *first, writer.bytes(), &mut cursor, Stamp::COMMITTED, &mut |_| {})
-                .unwrap();
+            let done = redo.apply_frame(store, *first, writer.bytes(), &mut cursor, &mut |_| {}).unwrap();
             assert_eq!(done, Progress::Done);
         }
     };
@@ -159,17 +157,166 @@ fn impossible_records_are_errors() {
     let mut store = store();
     let redo = Redo::new(&store);
     for record in bad {
-        let result = redo.apply_record(&mut store, record, Lsn(5000), Stamp::COMMITTED);
+        let result = redo.apply_record(&mut store, record, Lsn(5000));
         assert!(matches!(result, Err(RedoError::Corrupt(_))), "{record:?}");
     }
     let strange = Record::Checkpoint { shard: S, merge_version: MERGE_VERSION + 1, at: Lsn(4096) };
     let unknown = RedoError::UnknownMergeVersion { shard: S, version: MERGE_VERSION + 1 };
-    assert_eq!(redo.apply_record(&mut store, strange, Lsn(5000), Stamp::COMMITTED), Err(unknown));
+    assert_eq!(redo.apply_record(&mut store, strange, Lsn(5000)), Err(unknown));
     let elsewhere = Record::ClearShard { shard: ShardId(4) };
-    let result = redo.apply_record(&mut store, elsewhere, Lsn(5000), Stamp::COMMITTED);
+    let result = redo.apply_record(&mut store, elsewhere, Lsn(5000));
     assert_eq!(result, Err(RedoError::UnknownShard(ShardId(4))));
     let fine = Record::DeleteRange { shard: S, start: &low, end: &high };
-    assert_eq!(redo.apply_record(&mut store, fine, Lsn(5000), Stamp::COMMITTED), Ok(Applied::Changed));
+    assert_eq!(redo.apply_record(&mut store, fine, Lsn(5000)), Ok(Applied::Changed));
+}
+
+/// Frames of random records over all shards, as a primary could have written them.
+fn random_log(rng: &mut Prng, frames: usize) -> Vec<(FrameHeader, SharedSlice)> {
+    let mut counts = [0u64; 4];
+    let mut live: Vec<Vec<Vec<u8>>> = vec![Vec::new(); 4];
+    let mut first = Lsn(4096);
+    let mut log = Vec::new();
+    for _ in 0..frames {
+        let mut writer = RecordWriter::new();
+        if rng.chance(0.1) {
+            let shard = ShardId(rng.below(4) as u16);
+            writer.push(Record::Checkpoint { shard, merge_version: MERGE_VERSION, at: first });
+        }
+        for _ in 0..rng.below(12) {
+            let n = rng.below(4) as usize;
+            let shard = ShardId(n as u16);
+            let user = format!("key {}", rng.below(12));
+            let key = meta(user.as_bytes());
+            let known = live[n].iter().position(|k| *k == key);
+            match (rng.below(20), known) {
+                (0, _) => {
+                    (counts[n], live[n]) = (0, Vec::new());
+                    writer.push(Record::ClearShard { shard });
+                }
+                (1..3, _) => {
+                    let (start, end) = (element(user.as_bytes(), 1), element(user.as_bytes(), 9));
+                    writer.push(Record::DeleteRange { shard, start: &start, end: &end });
+                }
+                (3, _) => writer.push(term_start()),
+                (4..7, Some(at)) => {
+                    live[n].swap_remove(at);
+                    counts[n] -= 1;
+                    writer.push(Record::Delete { shard, key: &key });
+                }
+                (7..9, _) => {
+                    let key = element(user.as_bytes(), rng.below(12) as u8);
+                    writer.push(Record::Put { shard, key: &key, value: b"e", created: false });
+                }
+                _ => {
+                    let value = vec![b'v'; rng.below(40) as usize];
+                    writer.push(Record::Put { shard, key: &key, value: &value, created: known.is_none() });
+                    if known.is_none() {
+                        live[n].push(key);
+                        counts[n] += 1;
+                    }
+                }
+            }
+        }
+        let mut frame = vec![0; HEADER_BYTES];
+        frame.extend_from_slice(writer.bytes());
+        let header = FrameHeader {
+            kind: FrameKind::Data,
+            cluster: ClusterId(1),
+            term: Term::NONE,
+            segment: 0,
+            first,
+            length: padded(writer.len()) as u32,
+            payload_len: writer.len() as u32,
+            records: writer.records(),
+            transactions: 0,
+            previous: Digest::ZERO,
+            durable: Default::default(),
+            commit: CommittedLsn::ZERO,
+            clock: WallMs(0),
+            digest: Digest::ZERO,
+        };
+        first = header.end();
+        log.push((header, SharedSlice::copy_of(&frame)));
+    }
+    log
+}
+
+/// Everything that a reader or a checkpoint could see.
+fn picture(store: &mut Store) -> Vec<String> {
+    let mut lines = Vec::new();
+    for shard in (0..4).map(ShardId) {
+        let mut visit = |key: &[u8], value: &[u8]| lines.push(format!("{shard} {key:?} {value:?}"));
+        let rest = store.scan(shard, std::ops::Bound::Unbounded, usize::MAX / 32, &mut visit);
+        assert_eq!(rest.expect("all pages are in the cache"), None);
+        lines.push(format!("{:?} {} {:?}", store.count(shard), store.delta_bytes(shard), store.root(shard)));
+    }
+    lines.push(format!("{:?}", store.memory().delta_bytes));
+    lines
+}
+
+#[test]
+fn lanes_change_nothing_but_the_time() {
+    for seed in 0..60 {
+        let mut rng = Prng::new(seed);
+        let log = random_log(&mut rng, 60);
+        let mut one = store();
+        let redo = Redo::new(&one);
+        let mut controls = (0, 0);
+        for (header, used) in &log {
+            let mut cursor = FrameCursor::default();
+            let payload = &used[HEADER_BYTES..];
+            let mut count = |_: Record<'_>| controls.0 += 1;
+            while let Progress::Stalled(shard) =
+                redo.apply_frame(&mut one, header.first, payload, &mut cursor, &mut count).unwrap()
+            {
+                make_durable(&mut one, shard);
+            }
+        }
+        let mut many = store();
+        let lanes = 1 + rng.below(6) as usize;
+        let (mut at, mut cursor) = (0, FrameCursor::default());
+        while at < log.len() {
+            let end = (at + 1 + rng.below(20) as usize).min(log.len());
+            let mut count = |_: Record<'_>| controls.1 += 1;
+            let mut batch = redo.split(&mut many, &log[at..end], cursor, lanes, &mut count).unwrap();
+            // In whatever order the lanes run, and on whatever thread.
+            std::thread::scope(|scope| {
+                batch.jobs.iter_mut().rev().for_each(|job| drop(scope.spawn(|| job.run())));
+            });
+            redo.join(&mut many, &mut batch).unwrap();
+            (at, cursor) = (at + batch.frames, batch.cursor);
+            if let Stop::Stalled(shard) = batch.stop {
+                make_durable(&mut many, shard);
+            }
+        }
+        assert_eq!(controls.0, controls.1, "seed {seed}");
+        for shard in (0..4).map(ShardId) {
+            make_durable(&mut one, shard);
+            make_durable(&mut many, shard);
+        }
+        assert_eq!(picture(&mut many), picture(&mut one), "seed {seed}, {lanes} lanes");
+    }
+}
+
+#[test]
+fn a_bad_record_in_a_lane_is_an_error_and_the_tops_come_home() {
+    let a = meta(b"a");
+    let mut writer = RecordWriter::new();
+    writer.push(Record::Put { shard: ShardId(0), key: &a, value: b"1", created: true });
+    writer.push(Record::Delete { shard: S, key: &a });
+    let mut log = random_log(&mut Prng::new(1), 1);
+    let whole = [&[0; HEADER_BYTES], writer.bytes()].concat();
+    log[0].1 = SharedSlice::copy_of(&whole);
+    let mut store = store();
+    let redo = Redo::new(&store);
+    let mut batch = redo.split(&mut store, &log, FrameCursor::default(), 2, &mut |_| {}).unwrap();
+    batch.jobs.iter_mut().for_each(Job::run);
+    let result = redo.join(&mut store, &mut batch);
+    assert_eq!(result, Err(RedoError::Corrupt("a key is deleted that cannot exist")));
+    assert_eq!(store.count(ShardId(0)).0, 1);
+    log[0].1 = SharedSlice::copy_of(&whole[..whole.len() - 1]);
+    assert!(redo.split(&mut store, &log, FrameCursor::default(), 2, &mut |_| {}).is_err());
+    assert_eq!(store.count(ShardId(0)).0, 1, "a split that fails gives back what it took");
 }
 
 #[test]
@@ -188,6 +335,6 @@ fn noise_never_panics() {
         let mut store = store();
         let redo = Redo::new(&store);
         let mut cursor = FrameCursor::default();
-        let _ = redo.apply_frame(&mut store, Lsn(4096), &noisy, &mut cursor, Stamp::COMMITTED, &mut |_| {});
+        let _ = redo.apply_frame(&mut store, Lsn(4096), &noisy, &mut cursor, &mut |_| {});
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! Undo is one log for all shards, strictly last in, first out: a rolled back command, a demotion and a dropped
 //! checkpoint are the same walk backwards, so whatever it reaches is exactly as it was.
+//!
+//! Redo needs no undo: its changes are committed. They touch the [`Top`] of a shard and nothing else, so tops can be
+//! taken out of the store, changed side by side by threads of their own, and put back.
 
 use std::collections::VecDeque;
 
@@ -39,6 +42,72 @@ impl Undo {
                 What::Clear(delta) => delta.bytes(),
                 What::Freeze => 0,
             }
+    }
+}
+
+/// What lies on top of a shard's frozen delta and tree. Redo changes nothing else of a shard.
+#[derive(Default, Debug)]
+pub struct Top {
+    pub(super) active: Delta,
+    /// Live user keys, uncommitted changes included.
+    pub(super) keys: u64,
+    pub(super) last: Stamp,
+}
+
+// Tops travel to the threads of parallel redo and back.
+const fn assert_send<T: Send>() {}
+const _: () = assert_send::<Top>();
+
+impl Top {
+    /// Committed put, blind. `created` adds one to the key count (meta keys only).
+    pub fn put(&mut self, key: &[u8], value: &[u8], created: bool) {
+        self.set(key, Some(value), Stamp::COMMITTED, i64::from(created), false);
+    }
+
+    /// Committed delete, blind. `counted` takes one from the key count (meta keys only).
+    pub fn delete(&mut self, key: &[u8], counted: bool) {
+        self.set(key, None, Stamp::COMMITTED, -i64::from(counted), false);
+    }
+
+    /// Committed delete of every key in `start..end`, which holds no meta key.
+    pub fn delete_range(&mut self, start: &[u8], end: &[u8]) {
+        self.remove_range(start, end, Stamp::COMMITTED);
+    }
+
+    /// Committed delete of every key.
+    pub fn clear(&mut self) {
+        self.remove_all(Stamp::COMMITTED);
+    }
+
+    /// Live user keys.
+    pub fn count(&self) -> u64 {
+        self.keys
+    }
+
+    fn set(
+        &mut self,
+        key: &[u8],
+        value: Option<&[u8]>,
+        stamp: Stamp,
+        keys: i64,
+        keep: bool,
+    ) -> Option<(Key, Option<Slot>)> {
+        assert!(key.len() <= STORE_KEY_BYTES_MAX && value.is_none_or(|v| v.len() <= STORE_VALUE_BYTES_MAX));
+        self.last = stamp.max(self.last);
+        self.keys = self.keys.checked_add_signed(keys).expect("a counted key is deleted once");
+        self.active.set(key, value, stamp, keep)
+    }
+
+    fn remove_range(&mut self, start: &[u8], end: &[u8], stamp: Stamp) -> Replaced {
+        assert!(start.len() <= STORE_KEY_BYTES_MAX && end.len() <= STORE_KEY_BYTES_MAX);
+        self.last = stamp.max(self.last);
+        self.active.delete_range(start, end, stamp)
+    }
+
+    fn remove_all(&mut self, stamp: Stamp) -> Delta {
+        self.last = stamp.max(self.last);
+        self.keys = 0;
+        self.active.clear(stamp)
     }
 }
 
@@ -82,67 +151,88 @@ impl UndoLog {
 impl Store {
     /// Blind put. `created` adds one to the key count (meta keys only).
     pub fn put(&mut self, shard: ShardId, key: &[u8], value: &[u8], created: bool, stamp: Stamp) {
-        assert!(key.len() <= STORE_KEY_BYTES_MAX && value.len() <= STORE_VALUE_BYTES_MAX);
         self.set(shard, key, Some(value), stamp, i64::from(created));
     }
 
     /// Blind delete. `counted` takes one from the key count (meta keys only).
     pub fn delete(&mut self, shard: ShardId, key: &[u8], counted: bool, stamp: Stamp) {
-        assert!(key.len() <= STORE_KEY_BYTES_MAX);
         self.set(shard, key, None, stamp, -i64::from(counted));
     }
 
     fn set(&mut self, shard: ShardId, key: &[u8], value: Option<&[u8]>, stamp: Stamp, keys: i64) {
         let keep = self.keeps(stamp);
-        let state = &mut self.shards[shard.index()];
-        let before = state.active.bytes();
-        let old = state.active.set(key, value, stamp, keep);
-        self.active_bytes = self.active_bytes - before + state.active.bytes();
-        if let Some((key, slot)) = old {
-            let what = What::Slot(key, slot);
-            self.undo.push(Undo { shard, stamp, last: state.last, keys: state.keys, what });
+        let (last, count) = self.before(shard);
+        if let Some((key, slot)) = self.change(shard, |top| top.set(key, value, stamp, keys, keep)) {
+            self.undo.push(Undo { shard, stamp, last, keys: count, what: What::Slot(key, slot) });
         }
-        state.last = stamp.max(state.last);
-        state.keys = state.keys.checked_add_signed(keys).expect("a counted key is deleted once");
     }
 
     /// Deletes every key in `start..end`, blindly. The range holds no meta key: the key count stays.
     pub fn delete_range(&mut self, shard: ShardId, start: &[u8], end: &[u8], stamp: Stamp) {
-        assert!(start.len() <= STORE_KEY_BYTES_MAX && end.len() <= STORE_KEY_BYTES_MAX);
         if start >= end {
             return;
         }
         let keep = self.keeps(stamp);
-        let state = &mut self.shards[shard.index()];
-        let before = state.active.bytes();
-        let old = state.active.delete_range(start, end, stamp);
-        self.active_bytes = self.active_bytes - before + state.active.bytes();
+        let (last, count) = self.before(shard);
+        let old = self.change(shard, |top| top.remove_range(start, end, stamp));
         if keep {
-            let what = What::Range(Box::new(old));
-            self.undo.push(Undo { shard, stamp, last: state.last, keys: state.keys, what });
+            self.undo.push(Undo { shard, stamp, last, keys: count, what: What::Range(Box::new(old)) });
         }
-        state.last = stamp.max(state.last);
     }
 
     /// Deletes every key of the shard.
     pub fn clear_shard(&mut self, shard: ShardId, stamp: Stamp) {
         let keep = self.keeps(stamp);
-        let state = &mut self.shards[shard.index()];
-        let old = state.active.clear(stamp);
-        self.active_bytes = self.active_bytes - old.bytes() + state.active.bytes();
+        let (last, count) = self.before(shard);
+        let old = self.change(shard, |top| top.remove_all(stamp));
         if keep {
-            let what = What::Clear(Box::new(old));
-            self.undo.push(Undo { shard, stamp, last: state.last, keys: state.keys, what });
+            self.undo.push(Undo { shard, stamp, last, keys: count, what: What::Clear(Box::new(old)) });
         }
-        state.last = stamp.max(state.last);
-        state.keys = 0;
+    }
+
+    fn before(&self, shard: ShardId) -> (Stamp, u64) {
+        let top = &self.shards[shard.index()].top;
+        (top.last, top.keys)
+    }
+
+    /// Changes a top and keeps the count of bytes right.
+    fn change<R>(&mut self, shard: ShardId, change: impl FnOnce(&mut Top) -> R) -> R {
+        let top = &mut self.shards[shard.index()].top;
+        let before = top.active.bytes();
+        let result = change(top);
+        self.active_bytes = self.active_bytes - before + top.active.bytes();
+        result
+    }
+
+    /// Lets redo change a shard's top in place.
+    pub fn redo<R>(&mut self, shard: ShardId, change: impl FnOnce(&mut Top) -> R) -> R {
+        self.keeps(Stamp::COMMITTED);
+        self.change(shard, change)
+    }
+
+    /// Takes a shard's top out for redo elsewhere. Until [`Store::put_top`] the shard must not be looked at or changed.
+    pub fn take_top(&mut self, shard: ShardId) -> Top {
+        self.keeps(Stamp::COMMITTED);
+        let top = std::mem::take(&mut self.shards[shard.index()].top);
+        self.active_bytes -= top.active.bytes();
+        self.tops_out += 1;
+        top
+    }
+
+    /// Puts a top back that [`Store::take_top`] took.
+    pub fn put_top(&mut self, shard: ShardId, top: Top) {
+        let place = &mut self.shards[shard.index()].top;
+        assert!(place.active.is_empty() && self.tops_out > 0, "a top comes back to its own shard");
+        self.active_bytes += top.active.bytes();
+        self.tops_out -= 1;
+        *place = top;
     }
 
     /// Remembers a freeze in the order of changes.
     pub(super) fn undo_freeze(&mut self, shard: ShardId, stamp: Stamp) {
         if self.keeps(stamp) {
-            let state = &self.shards[shard.index()];
-            self.undo.push(Undo { shard, stamp, last: state.last, keys: state.keys, what: What::Freeze });
+            let (last, keys) = self.before(shard);
+            self.undo.push(Undo { shard, stamp, last, keys, what: What::Freeze });
         }
     }
 
@@ -192,16 +282,15 @@ impl Store {
         if let What::Freeze = undo.what {
             self.thaw(undo.shard);
         }
-        let state = &mut self.shards[undo.shard.index()];
-        let before = state.active.bytes();
-        match undo.what {
-            What::Slot(key, slot) => state.active.restore(key, slot),
-            What::Range(range) => state.active.restore_range(*range),
-            What::Clear(delta) => state.active = *delta,
-            What::Freeze => {}
-        }
-        self.active_bytes = self.active_bytes - before + state.active.bytes();
-        state.last = undo.last;
-        state.keys = undo.keys;
+        self.change(undo.shard, |top| {
+            match undo.what {
+                What::Slot(key, slot) => top.active.restore(key, slot),
+                What::Range(range) => top.active.restore_range(*range),
+                What::Clear(delta) => top.active = *delta,
+                What::Freeze => {}
+            }
+            top.last = undo.last;
+            top.keys = undo.keys;
+        });
     }
 }

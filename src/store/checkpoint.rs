@@ -71,14 +71,15 @@ impl Store {
     /// shard may stand between that record and this call.
     pub fn freeze(&mut self, shard: ShardId, at: Lsn, stamp: Stamp) {
         assert!(!self.merging(shard), "one checkpoint of a shard at a time");
+        assert_eq!(self.tops_out, 0, "a shard is frozen whole");
         assert!(at > self.shards[shard.index()].roots[0].at, "checkpoints go forward");
         self.undo_freeze(shard, stamp);
         let state = &mut self.shards[shard.index()];
-        let delta = std::mem::take(&mut state.active);
+        let delta = std::mem::take(&mut state.top.active);
         self.active_bytes -= delta.bytes();
         self.frozen_bytes += delta.bytes();
         state.frozen =
-            Some(Frozen { delta, at, stamp, keys: state.keys, job: 0, unwritten: 0, merged: None });
+            Some(Frozen { delta, at, stamp, keys: state.top.keys, job: 0, unwritten: 0, merged: None });
         self.frozen_shards += 1;
         self.queue.push_back(shard);
     }
@@ -90,10 +91,10 @@ impl Store {
         let state = &mut self.shards[shard.index()];
         let frozen = state.frozen.take().expect("an uncommitted checkpoint is not durable");
         self.frozen_shards -= 1;
-        assert!(state.active.is_empty(), "later changes were taken back first");
+        assert!(state.top.active.is_empty(), "later changes were taken back first");
         self.frozen_bytes -= frozen.delta.bytes();
         self.active_bytes += frozen.delta.bytes();
-        state.active = frozen.delta;
+        state.top.active = frozen.delta;
         self.queue.retain(|waiting| *waiting != shard);
         let mut made = frozen.merged.map_or_else(Vec::new, |merged| merged.made);
         if let Some(active) = self.merge.take_if(|active| active.shard == shard) {

@@ -61,10 +61,18 @@ impl Delta {
 
     /// What this delta says about `key`; `None` when it says nothing and the layer below decides.
     pub fn look(&self, key: &[u8]) -> Option<Seen<'_>> {
-        if let Some(slot) = self.map.get(key) {
+        if let Some(slot) = self.slot(key) {
             return Some(Seen { value: slot.value.as_deref(), stamp: slot.stamp });
         }
         self.hides(key).map(|stamp| Seen { value: None, stamp })
+    }
+
+    /// The entry under `key`. Short keys are compared as numbers.
+    fn slot(&self, key: &[u8]) -> Option<&Slot> {
+        match Key::is_free(key.len()) {
+            true => self.map.get(&Key::from(key)),
+            false => self.map.get(key),
+        }
     }
 
     /// Whether a range delete or a clear hides the layers below at `key`.

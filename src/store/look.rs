@@ -17,7 +17,7 @@ const DEAD_PER_LIVE: usize = 16;
 impl Shard {
     /// What the deltas say about a key; `None` leaves it to the tree.
     fn look(&self, key: &[u8]) -> Option<Seen<'_>> {
-        self.active.look(key).or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.delta.look(key)))
+        self.top.active.look(key).or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.delta.look(key)))
     }
 }
 
@@ -108,7 +108,8 @@ impl Store {
         let mut left = Left { live: limit, all: limit.saturating_mul(DEAD_PER_LIVE).saturating_add(1024) };
         loop {
             let state = &self.shards[shard.index()];
-            let hidden = state.active.cleared() || state.frozen.as_ref().is_some_and(|f| f.delta.cleared());
+            let hidden =
+                state.top.active.cleared() || state.frozen.as_ref().is_some_and(|f| f.delta.cleared());
             let leaf = if hidden { None } else { self.pages.leaf_and_end(shard, &state.roots[0], &low)? };
             let (leaf, end) = leaf.map_or((None, None), |(leaf, end)| (Some(leaf), end));
             let cache = &self.pages.cache;
@@ -168,7 +169,7 @@ impl Stretch<'_> {
     fn visit(&self, left: &mut Left, whole: bool, visit: &mut dyn FnMut(&[u8], &[u8])) -> Stopped {
         let range = (Included(self.low), self.end.as_deref().map_or(Unbounded, Excluded));
         let frozen = self.state.frozen.as_ref().map(|frozen| &frozen.delta);
-        let mut upper = self.state.active.map.range::<[u8], _>(range).peekable();
+        let mut upper = self.state.top.active.map.range::<[u8], _>(range).peekable();
         let mut middle =
             frozen.map(|delta| delta.map.range::<[u8], _>(range)).into_iter().flatten().peekable();
         let mut lower = self.leaf.map_or(0, |leaf| page::leaf_search(leaf, self.low).0);
@@ -191,7 +192,7 @@ impl Stretch<'_> {
             if in_upper {
                 let (_, slot) = upper.peek().expect("it has the key");
                 live(slot, visit, left);
-            } else if self.state.active.hides(key).is_some() {
+            } else if self.state.top.active.hides(key).is_some() {
                 // Deleted in the active delta.
             } else if in_middle {
                 let (_, slot) = middle.peek().expect("it has the key");

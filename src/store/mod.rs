@@ -39,9 +39,9 @@ mod walk;
 
 use std::collections::{BTreeMap, VecDeque};
 
+pub use self::change::Top;
 use self::change::UndoLog;
 use self::checkpoint::{Active, Frozen, Pending};
-use self::delta::Delta;
 use self::key::Key;
 use self::pages::Pages;
 use self::superblock::{Root, Slot};
@@ -187,13 +187,10 @@ pub struct StoreMemory {
 /// One shard.
 #[derive(Debug)]
 struct Shard {
-    active: Delta,
+    top: Top,
     frozen: Option<Frozen>,
     /// Retained roots, newest first: the current one, and whatever a superblock slot or a pin still names.
     roots: Vec<Root>,
-    /// Live user keys, uncommitted changes included.
-    keys: u64,
-    last: Stamp,
     /// Position of a checkpoint -> the pages that its tree no longer contains. Free once no older root is retained.
     garbage: VecDeque<(Lsn, Vec<PageNo>)>,
 }
@@ -204,6 +201,8 @@ pub struct Store {
     config: StoreConfig,
     shards: Vec<Shard>,
     undo: UndoLog,
+    /// Tops that redo has taken out.
+    tops_out: usize,
     pages: Pages,
     /// Bytes in all active and all frozen deltas.
     active_bytes: usize,
@@ -284,17 +283,16 @@ impl Store {
                 }
             }
             Shard {
-                active: Delta::default(),
+                top: Top { keys: roots[0].keys, ..Top::default() },
                 frozen: None,
-                keys: roots[0].keys,
                 roots,
-                last: Stamp::COMMITTED,
                 garbage: VecDeque::new(),
             }
         });
         Store {
             shards: shards.collect(),
             undo: UndoLog::default(),
+            tops_out: 0,
             pages: Pages::new(config.cache_bytes, file_pages),
             active_bytes: 0,
             frozen_bytes: 0,
@@ -338,13 +336,13 @@ impl Store {
 
     /// Live user keys, exact, and the stamp a reader of the count must wait for.
     pub fn count(&self, shard: ShardId) -> (u64, Stamp) {
-        let shard = &self.shards[shard.index()];
-        (shard.keys, shard.last)
+        let top = &self.shards[shard.index()].top;
+        (top.keys, top.last)
     }
 
     /// The stamp of the shard's last change.
     pub fn last_stamp(&self, shard: ShardId) -> Stamp {
-        self.shards[shard.index()].last
+        self.shards[shard.index()].top.last
     }
 
     pub fn shards(&self) -> u16 {
@@ -367,6 +365,6 @@ impl Store {
 
     /// Bytes in the shard's active delta.
     pub fn delta_bytes(&self, shard: ShardId) -> usize {
-        self.shards[shard.index()].active.bytes()
+        self.shards[shard.index()].top.active.bytes()
     }
 }

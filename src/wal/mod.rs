@@ -47,7 +47,7 @@ pub use keeper::{KeeperConfig, KeeperEffect, SegmentKeeper};
 pub use log::{SealMarks, Sealed, Wal, WalConfig};
 pub use pipeline::WalEffect;
 pub use recent::ReadLog;
-pub use recover::{RecoverParams, Recovered, Verdict, recover};
+pub use recover::{RecoverParams, Recovered, Verdict, recover, recover_watched};
 pub use scan::{DiskFrames, FrameScan, LogReader, ScannedFrame};
 pub use tail::{TailFrames, append_tail, tail_file_name};
 

@@ -7,7 +7,7 @@
 
 use super::check::written_end;
 use super::scan::{Found, TermAt, Window};
-use super::{FrameScan, Geometry, LogEnd, LogReader, RecoverError, ScanError};
+use super::{FrameScan, Geometry, LogEnd, LogReader, RecoverError, ScanError, ScannedFrame};
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::planted::{Bug, planted};
 use crate::base::{ClusterId, CommittedLsn, Lsn, Term, WallMs};
@@ -79,6 +79,15 @@ impl Recovered {
 
 /// Reads the log from `from` to its end and judges the end. Nothing is written: [`super::Wal::resume`] does that.
 pub fn recover(reader: &mut dyn LogReader, params: &RecoverParams<'_>) -> Result<Recovered, RecoverError> {
+    recover_watched(reader, params, &mut |_| {})
+}
+
+/// Like [`recover`], and shows every good frame to `watch`, so that nobody has to read the log again for what is in it.
+pub fn recover_watched(
+    reader: &mut dyn LogReader,
+    params: &RecoverParams<'_>,
+    watch: &mut dyn FnMut(&ScannedFrame),
+) -> Result<Recovered, RecoverError> {
     let geometry = Geometry::new(params.cluster, params.segment_bytes);
     let mut segments = reader.segments().map_err(RecoverError::List)?;
     segments.sort_unstable();
@@ -98,6 +107,7 @@ pub fn recover(reader: &mut dyn LogReader, params: &RecoverParams<'_>) -> Result
                 records += u64::from(frame.header.records);
                 commit = commit.max(frame.header.commit.lsn());
                 clock = frame.header.clock;
+                watch(&frame);
             }
             Err(ScanError::Io { at, error }) => return Err(RecoverError::Read { at, error }),
             Err(ScanError::Bad { .. }) => break,

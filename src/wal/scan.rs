@@ -18,6 +18,8 @@ pub trait LogReader {
     fn segments(&mut self) -> io::Result<Vec<u64>>;
     /// Bytes of a segment; fewer than `len` only at the end of the file, `None` when the segment is not there.
     fn read(&mut self, segment: u64, offset: u64, len: usize) -> io::Result<Option<AlignedBuf>>;
+    /// A buffer that [`LogReader::read`] gave, no longer needed: the next read may use it.
+    fn recycle(&mut self, _buf: AlignedBuf) {}
 }
 
 /// Frames parsed from bytes that a sender or redo read from disk.
@@ -63,6 +65,9 @@ impl<'a> Window<'a> {
             (at.segment(self.geometry.segment_bytes), at.offset(self.geometry.segment_bytes));
         let wanted = len.max(SCAN_BYTES).next_multiple_of(BLOCK_BYTES) as u64;
         let wanted = wanted.min(self.geometry.segment_bytes - offset) as usize;
+        if let Some(buf) = self.chunk.take().and_then(|(_, chunk)| chunk.reclaim()) {
+            self.reader.recycle(buf);
+        }
         let read = self.reader.read(segment, offset, wanted).map_err(|error| ScanError::Io { at, error })?;
         let chunk = read.unwrap_or_else(|| {
             let mut nothing = AlignedBuf::zeroed(0);

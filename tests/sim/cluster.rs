@@ -119,8 +119,13 @@ impl Cluster {
         }
         let seam = self.world.seam(machine.host);
         let _told = watch::node(node, self.world.now());
-        let options =
-            BootOptions { role, checkpoint_bytes: 512 << 10, ..BootOptions::new(machine.config.clone()) };
+        // Nodes that divide redo differently must come to the same shards.
+        let options = BootOptions {
+            role,
+            checkpoint_bytes: 512 << 10,
+            redo_workers: 1 + usize::from(node % 3),
+            ..BootOptions::new(machine.config.clone())
+        };
         match Node::boot(seam, options) {
             Ok(mut up) => match up.listen() {
                 Ok(_) => machine.node = Some(up),

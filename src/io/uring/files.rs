@@ -15,6 +15,11 @@ use crate::base::limits::BLOCK_BYTES;
 use crate::base::{AlignedBuf, SharedSlice};
 use crate::io::{Event, FileId, Open, Token};
 
+/// Buffers of long reads kept for the next ones, and the lengths worth keeping.
+const SPARE_READS: usize = 4;
+const SPARE_READ_MIN: usize = 1 << 20;
+const SPARE_READ_MAX: usize = 4 << 20;
+
 /// An open file. Its descriptor outlives every operation that names it, submitted or only queued.
 struct OpenFile {
     handle: Arc<File>,
@@ -133,10 +138,29 @@ impl UringSeam {
         Ok(self.files.get(file.0).handle.metadata()?.len())
     }
 
+    /// A buffer for a read of `len` bytes. What stands in it is uncovered only as far as the read fills it.
+    fn read_buffer(&mut self, len: usize) -> AlignedBuf {
+        match self.spare_reads.iter().position(|spare| spare.capacity() >= len) {
+            Some(at) if len >= SPARE_READ_MIN => {
+                let mut buf = self.spare_reads.swap_remove(at);
+                buf.set_len(len);
+                buf
+            }
+            _ => AlignedBuf::zeroed(len),
+        }
+    }
+
+    pub(super) fn keep_spare(&mut self, buf: AlignedBuf) {
+        let fits = (SPARE_READ_MIN..=SPARE_READ_MAX).contains(&buf.capacity());
+        if fits && self.spare_reads.len() < SPARE_READS {
+            self.spare_reads.push(buf);
+        }
+    }
+
     pub(super) fn start_read(&mut self, token: Token, file: FileId, offset: u64, len: usize) {
         check_range(offset, len);
         let fd = self.files.started(file.0).handle.as_raw_fd();
-        let buf = AlignedBuf::zeroed(len);
+        let buf = self.read_buffer(len);
         self.launch(Flight::Read(Reading { token, file: file.0, fd, offset, buf, filled: 0 }));
     }
 
@@ -213,9 +237,9 @@ impl UringSeam {
 
     pub(super) fn read_at_once(&mut self, file: FileId, offset: u64, len: usize) -> io::Result<AlignedBuf> {
         check_range(offset, len);
+        let buf = self.read_buffer(len);
         let open = self.files.get(file.0);
-        let mut read =
-            Reading { token: 0, file: file.0, fd: -1, offset, buf: AlignedBuf::zeroed(len), filled: 0 };
+        let mut read = Reading { token: 0, file: file.0, fd: -1, offset, buf, filled: 0 };
         loop {
             let at = offset + read.filled as u64;
             let filled = read.filled;

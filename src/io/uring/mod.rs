@@ -79,6 +79,8 @@ pub struct UringSeam {
     lock: Option<File>,
     warned_of_memory: bool,
     warnings: Vec<String>,
+    /// Buffers of long reads that came back: fresh memory would be zeroed, and its pages faulted in, for each read.
+    spare_reads: Vec<AlignedBuf>,
 }
 
 impl UringSeam {
@@ -114,6 +116,7 @@ impl UringSeam {
             chance: Chance::new(),
             lock: None,
             warned_of_memory: false,
+            spare_reads: Vec::new(),
             warnings,
         };
         seam.launch(Flight::Wake { fd: seam.bell.fd(), count: Box::new(0) });
@@ -370,6 +373,10 @@ impl Seam for UringSeam {
 
     fn flush_now(&mut self, file: FileId) -> io::Result<()> {
         self.flush_at_once(file)
+    }
+
+    fn recycle(&mut self, buf: AlignedBuf) {
+        self.keep_spare(buf);
     }
 
     fn waker(&self) -> Arc<dyn Waker> {

@@ -643,8 +643,7 @@ impl World {
         self.log.iter_mut().for_each(|l| l.stamp = Stamp::COMMITTED);
         for i in 0..self.log.len() {
             let logged = self.log[i].clone();
-            let applied =
-                redo.apply_record(&mut self.store, logged.record(), logged.at, Stamp::COMMITTED).unwrap();
+            let applied = redo.apply_record(&mut self.store, logged.record(), logged.at).unwrap();
             if logged.at < from {
                 assert_eq!(applied, Applied::Skipped, "redo_from names the first record that is needed");
             }
