@@ -153,6 +153,7 @@ impl<S: Seam> Node<S> {
     /// Applies the frames that lie below `limit`. Says whether more is ready to be applied.
     fn apply_frames(&mut self, mut frames: Vec<Frame>, limit: Lsn) -> bool {
         let committed = frames.partition_point(|(header, _)| header.end() <= limit);
+        let reached = committed < frames.len();
         frames.truncate(committed);
         let bytes: usize = frames.iter().map(|(_, used)| used.len()).sum();
         let lanes = self.data.redo.crew.lanes(bytes);
@@ -188,7 +189,8 @@ impl<S: Seam> Node<S> {
         for buf in frames.into_iter().filter_map(|(_, used)| used.reclaim()) {
             self.seam.recycle(buf);
         }
-        self.data.applied.lsn() < limit && !(self.data.redo.ahead.is_empty() && self.data.redo.reading)
+        let waits = self.data.redo.ahead.is_empty() && self.data.redo.reading;
+        !reached && !waits && self.data.applied.lsn() < limit
     }
 
     /// Frames that were not applied are the next again.
