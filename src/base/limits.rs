@@ -112,6 +112,8 @@ pub const REDIAL_MIN: Duration = Duration::from_millis(50);
 pub const REDIAL_MAX: Duration = Duration::from_millis(1000);
 /// A peer that does not finish its handshake in time is dropped.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(3);
+/// A dial without any answer is given up after this and begun anew, whatever becomes of the first one.
+pub const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 const _: () = assert!(FRAME_BYTES_MAX as u64 <= SEGMENT_BYTES);
 const _: () = assert!(VALUE_BYTES_MAX + KEY_BYTES_MAX * 2 + BLOCK_BYTES * 2 <= FRAME_BYTES_MAX);

@@ -17,7 +17,7 @@ use crate::role::{Command, ControlCopy, ControlError, ControlState, DataStatus, 
 use crate::store::{SLOT_BYTES, Store, StoreConfig, StoreError, WalkStep};
 use crate::wal::{
     KeeperConfig, LogFile, RecoverError, RecoverParams, Recovered, SegmentKeeper, Verdict, Wal, WalConfig,
-    recover_watched,
+    recover_watched, settle,
 };
 
 use super::admin::Admin;
@@ -31,6 +31,7 @@ use super::groups::Groups;
 use super::links::Links;
 use super::log::{Log, SegmentFiles};
 use super::redo::Replay;
+use super::mark::{self, MarkFile};
 use super::run::StartRole;
 use super::streams::Streams;
 use super::{CHECKPOINT_BYTES, Node, POLICY_FRAME_RECORDS_MAX};
@@ -150,7 +151,10 @@ impl<S: Seam> Node<S> {
         let (store, superblock, pages) = open_store(seam, &folder, &config, &control)?;
         // A rename by the last process may not be durable yet.
         seam.sync_folder(&folder.wal()).map_err(io("syncing the log folder"))?;
-        let (recovered, policies) = recover_log(seam, &folder, &control, &store)?;
+        let (mark, own) =
+            mark::open(seam, &folder, control.incarnation).map_err(io("reading the log's mark"))?;
+        let own = own.map_or(Lsn::ZERO, |own| own.vouched(&control.history));
+        let (recovered, policies) = recover_log(seam, &folder, &control, &store, own)?;
         if matches!(recovered.verdict, Verdict::Damaged { .. }) && control.status == DataStatus::Whole {
             remember_damage(seam, &folder, &mut control)?;
         }
@@ -159,6 +163,7 @@ impl<S: Seam> Node<S> {
             folder,
             control,
             control_files: [a, b],
+            mark,
             store,
             superblock,
             pages,
@@ -202,13 +207,17 @@ fn read_control<S: Seam>(seam: &mut S, folder: &Folder, node: NodeId) -> Result<
     let trimmed = |c: &Option<Vec<u8>>| c.as_ref().map(|b| b[..b.len().min(CONTROL_BYTES)].to_vec());
     let (a, b) = (trimmed(&copies[0]), trimmed(&copies[1]));
     let chosen = choose(a.as_deref(), b.as_deref(), None, Some(node)).map_err(BootError::Control)?;
-    if let Some(copy) = chosen.heal {
-        let path = match copy {
-            ControlCopy::A => &paths[0],
-            ControlCopy::B => &paths[1],
-        };
-        tracing::warn!(copy = %path.display(), "one control copy was bad or old and is rewritten from the other");
-        heal_control(seam, path, &chosen.state).map_err(io("healing a control copy"))?;
+    let (newer, other) = match chosen.heal {
+        Some(ControlCopy::A) => (&paths[1], &paths[0]),
+        Some(ControlCopy::B) | None => (&paths[0], &paths[1]),
+    };
+    if chosen.heal.is_some() {
+        tracing::warn!(copy = %other.display(), "one control copy was bad or old and is rewritten from the other");
+    }
+    // What can be read need not be durable: the last process may have ended because writing it failed. Both copies are
+    // written again, first the one that holds the newer image, so that one valid copy stands at every moment.
+    for path in [newer, other] {
+        heal_control(seam, path, &chosen.state).map_err(io("writing the control copies again"))?;
     }
     Ok(chosen.state)
 }
@@ -250,6 +259,14 @@ fn open_store<S: Seam>(
         .iter()
         .map(|at| seam.read_now(superblock, *at, SLOT_BYTES as usize).ok().map(|b| b.to_vec()))
         .collect();
+    // A slot that can be read need not be durable, and the space of what it replaced is given free. The same bytes again,
+    // one slot after the other.
+    for (at, slot) in [0, SLOT_BYTES].iter().zip(&slots) {
+        if let Some(bytes) = slot.as_ref().filter(|bytes| bytes.len() as u64 == SLOT_BYTES) {
+            super::files::write_durable(seam, superblock, *at, bytes)
+                .map_err(io("writing the superblock again"))?;
+        }
+    }
     let mut store = Store::open(store_config(config, control), slots[0].as_deref(), slots[1].as_deref())
         .map_err(BootError::Store)?;
     let page_bytes = crate::base::limits::PAGE_BYTES;
@@ -283,6 +300,7 @@ fn recover_log<S: Seam>(
     folder: &Folder,
     control: &ControlState,
     store: &Store,
+    own_mark: Lsn,
 ) -> Result<(Recovered, Policies), BootError> {
     let history = control.history.clone();
     let term_at = move |at: Lsn| history.term_at(at);
@@ -293,11 +311,14 @@ fn recover_log<S: Seam>(
         before: None,
         term_at: &term_at,
         known_commit: control.known_committed.lsn(),
+        own_mark,
+        // Once another term was adopted, own frames may have come back from a peer after a cut.
+        own_term: control.history.last().map(|(term, _)| term).filter(|term| *term == control.last_led),
         repair_mark: Lsn::ZERO,
     };
     let mut files = SegmentFiles { seam, folder };
     let mut policies = Vec::new();
-    let recovered = recover_watched(&mut files, &params, &mut |frame| {
+    let mut recovered = recover_watched(&mut files, &params, &mut |frame| {
         if frame.header.records > POLICY_FRAME_RECORDS_MAX {
             return;
         }
@@ -308,6 +329,9 @@ fn recover_log<S: Seam>(
         }
     })
     .map_err(BootError::Log)?;
+    // Everything that follows reports positions of this log: what was only read must not be among them.
+    let settled = settle(&mut files, control.segment_bytes, &mut recovered).map_err(BootError::Log)?;
+    tracing::debug!(settled, %own_mark, "the unproven end of the log was written again");
     Ok((recovered, policies))
 }
 
@@ -317,6 +341,7 @@ struct Parts {
     folder: Folder,
     control: ControlState,
     control_files: [FileId; 2],
+    mark: MarkFile,
     store: Store,
     superblock: FileId,
     pages: FileId,
@@ -326,8 +351,18 @@ struct Parts {
 
 impl Parts {
     fn into_node<S: Seam>(self, mut seam: S) -> Node<S> {
-        let Parts { options, folder, control, control_files, store, superblock, pages, recovered, policies } =
-            self;
+        let Parts {
+            options,
+            folder,
+            control,
+            control_files,
+            mark,
+            store,
+            superblock,
+            pages,
+            recovered,
+            policies,
+        } = self;
         let config = Arc::new(options.config.clone());
         let now = seam.now();
         tell_recovery(&recovered);
@@ -384,6 +419,7 @@ impl Parts {
         let clients = Clients::new(input_budget, seam.random());
         let mut node = Node {
             control: ControlFile::new(control_files),
+            mark,
             role,
             role_inputs: Default::default(),
             role_effects: Vec::new(),

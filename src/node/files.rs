@@ -31,6 +31,10 @@ impl Folder {
     pub fn control(&self) -> [PathBuf; 2] {
         [self.root.join("control.a"), self.root.join("control.b")]
     }
+    /// How far the log was durable here, as of a moment ago.
+    pub fn mark(&self) -> PathBuf {
+        self.root.join("flushed")
+    }
     pub fn superblock(&self) -> PathBuf {
         self.root.join("superblock")
     }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use crate::base::limits::{HANDSHAKE_MAX, PEER_SILENCE_MAX, REDIAL_MAX, REDIAL_MIN};
+use crate::base::limits::{CONNECT_MAX, HANDSHAKE_MAX, PEER_SILENCE_MAX, REDIAL_MAX, REDIAL_MIN};
 use crate::base::{Incarnation, Mono, NodeId, Prng, SharedSlice, Term};
 use crate::io::{CloseReason, ConnId, Op, Outgoing, ReceivedBytes, Seam};
 use crate::replication::handshake::{Admission, Turn};
@@ -47,7 +47,8 @@ struct Link {
 #[derive(Debug)]
 struct Dial {
     addr: SocketAddr,
-    connecting: bool,
+    /// Since when a dial is under way.
+    connecting: Option<Mono>,
     conn: Option<ConnId>,
     retry_at: Mono,
     wait: std::time::Duration,
@@ -80,7 +81,7 @@ impl Links {
             .map(|(node, addr)| {
                 let dial = Dial {
                     addr: *addr,
-                    connecting: false,
+                    connecting: None,
                     conn: None,
                     retry_at: Mono(0),
                     wait: REDIAL_MIN,
@@ -104,8 +105,13 @@ impl Links {
     /// Starts due dials, drops slow handshakes and silent links, probes idle ones.
     pub fn tick<S: Seam>(&mut self, seam: &mut S, now: Mono) {
         for (node, dial) in &mut self.dials {
-            if dial.conn.is_none() && !dial.connecting && now >= dial.retry_at {
-                dial.connecting = true;
+            // A dial that never ends must not keep this node from its peer for ever.
+            if dial.connecting.is_some_and(|since| now.since(since) > CONNECT_MAX) {
+                dial.connecting = None;
+                dial.last_error = Some("the address does not answer".to_string());
+            }
+            if dial.conn.is_none() && dial.connecting.is_none() && now >= dial.retry_at {
+                dial.connecting = Some(now);
                 seam.submit(Op::Connect { token: token::dial(*node), addr: dial.addr });
             }
         }
@@ -151,8 +157,10 @@ impl Links {
         nonce: [u8; 32],
     ) {
         let Some(dial) = self.dials.get_mut(&node) else { return };
-        dial.connecting = false;
+        dial.connecting = None;
         match result {
+            // A dial that was given up has come through after all, beside its successor.
+            Ok(conn) if dial.conn.is_some() => seam.submit(Op::Close { conn }),
             Ok(conn) => {
                 dial.conn = Some(conn);
                 let dialer = Dialer::new(self.identity, node, self.secret.clone(), nonce);
@@ -160,6 +168,7 @@ impl Links {
                 self.adopt(seam, conn, Phase::Dialing(dialer), Some(node), now);
                 self.send_stamped(seam, conn, now, &hello.0, &hello.1);
             }
+            Err(_) if dial.conn.is_some() => {}
             Err(error) => {
                 dial.last_error = Some(error.to_string());
                 self.redial_later(node, now);
@@ -476,4 +485,53 @@ fn cut(mut text: String) -> String {
     }
     text.truncate(end);
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ClusterId;
+    use crate::io::sim::{SimConfig, World};
+    use std::time::Duration;
+
+    /// One node that knows one peer, on a seam whose answers nobody waits for.
+    fn links() -> (Links, crate::io::sim::SimSeam) {
+        let world = World::new(1, SimConfig::default());
+        let host = world.add_host("10.0.0.1".parse().expect("an address"));
+        let (me, peer) = (NodeId(1), NodeId(2));
+        let identity = Identity {
+            cluster: ClusterId(1),
+            node: me,
+            incarnation: Incarnation(1),
+            run: 1,
+            session: Term::NONE,
+        };
+        let secret = Secret::new(b"secret", false).expect("a secret");
+        let members = [me, peer].map(|node| (node, SocketAddr::new([10, 0, 0, node.0 as u8].into(), 8379)));
+        (Links::new(identity, secret, &members, 7), world.seam(host))
+    }
+
+    #[test]
+    fn a_dial_that_never_ends_is_begun_anew() {
+        let (mut links, mut seam) = links();
+        let (peer, begun) = (NodeId(2), Mono(1_000_000_000));
+        links.tick(&mut seam, begun);
+        assert_eq!(links.dials[&peer].connecting, Some(begun));
+        let patient = begun + CONNECT_MAX;
+        links.tick(&mut seam, patient);
+        assert_eq!(links.dials[&peer].connecting, Some(begun), "it may still come");
+        let later = patient + Duration::from_millis(50);
+        links.tick(&mut seam, later);
+        assert_eq!(links.dials[&peer].connecting, Some(later), "a second dial");
+        assert!(links.last_error(peer).is_some());
+
+        // Both come through: one link, whichever was first.
+        links.connected(&mut seam, peer, Ok(ConnId(71)), later, [1; 32]);
+        links.connected(&mut seam, peer, Ok(ConnId(72)), later, [2; 32]);
+        assert_eq!(links.dials[&peer].conn, Some(ConnId(71)));
+        assert!(links.owns(ConnId(71)) && !links.owns(ConnId(72)));
+        // And a late failure of one takes nothing from the other.
+        links.connected(&mut seam, peer, Err(std::io::ErrorKind::TimedOut.into()), later, [3; 32]);
+        assert_eq!(links.dials[&peer].conn, Some(ConnId(71)));
+    }
 }

@@ -5,16 +5,17 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::base::limits::RECENT_LOG_BYTES;
-use crate::base::{AlignedBuf, Lsn, Term};
+use crate::base::{AlignedBuf, Lsn, SharedSlice, Term};
 use crate::io::{FileId, Op, Open, Seam};
 use crate::replication::wire::{Refusal, RefuseReason};
 use crate::role::Input;
 use crate::wal::{
-    FrameScan, KeeperEffect, LogEnd, LogFile, LogReader, ReadLog, ScanError, SealMarks, SegmentKeeper, Wal,
-    WalEffect, WalIoError, append_tail, tail_file_name,
+    KeeperEffect, LogFile, LogReader, LogRewriter, ReadLog, SealMarks, SegmentKeeper, Wal, WalEffect,
+    WalIoError,
 };
 
-use super::files::{Folder, create_durable};
+use super::cut::Cut;
+use super::files::Folder;
 use super::stream::Reader;
 use super::{Node, token};
 
@@ -36,8 +37,8 @@ pub struct Log {
     next_read: u64,
     /// A spare that waits for disk space.
     starved: Option<KeeperEffect>,
-    /// A truncation under way: its ticket.
-    pub tail: Option<u64>,
+    /// A truncation under way.
+    pub tail: Option<Cut>,
 }
 
 #[derive(Debug)]
@@ -60,6 +61,11 @@ impl Log {
             starved: None,
             tail: None,
         }
+    }
+
+    /// The log is being cut, or repaired: what is durable in it is not what will stay.
+    pub fn cutting(&self) -> bool {
+        self.tail.is_some() || self.wal.damaged().is_some() || self.wal.failed().is_some()
     }
 
     /// The oldest position that can be read.
@@ -102,6 +108,27 @@ impl<S: Seam> LogReader for SegmentFiles<'_, S> {
 
     fn recycle(&mut self, buf: AlignedBuf) {
         self.seam.recycle(buf);
+    }
+}
+
+impl<S: Seam> SegmentFiles<'_, S> {
+    /// Runs a call on a segment's file.
+    fn with<T>(&mut self, segment: u64, call: impl FnOnce(&mut S, FileId) -> io::Result<T>) -> io::Result<T> {
+        let path = self.folder.wal_file(&LogFile::Segment(segment).to_string());
+        let file = self.seam.open(&path, Open::Existing)?;
+        let result = call(self.seam, file);
+        self.seam.close_file(file);
+        result
+    }
+}
+
+impl<S: Seam> LogRewriter for SegmentFiles<'_, S> {
+    fn write(&mut self, segment: u64, offset: u64, data: &SharedSlice) -> io::Result<()> {
+        self.with(segment, |seam, file| seam.write_now(file, offset, data))
+    }
+
+    fn flush(&mut self, segment: u64) -> io::Result<()> {
+        self.with(segment, |seam, file| seam.flush_now(file))
     }
 }
 
@@ -354,6 +381,7 @@ impl<S: Seam> Node<S> {
     fn log_read_done(&mut self, reader: Reader, frames: io::Result<Vec<crate::wal::Frame>>) {
         match reader {
             Reader::Redo => self.redo_loaded(frames),
+            Reader::Cut => self.cut_loaded(frames),
             Reader::Sender(conn) | Reader::Server(conn) => {
                 let frames = frames.map_err(|error| Refusal {
                     reason: RefuseReason::Unhealthy,
@@ -361,79 +389,6 @@ impl<S: Seam> Node<S> {
                 });
                 self.log_loaded(conn, reader, frames);
             }
-        }
-    }
-
-    // ---- truncation ----
-
-    /// Keeps the tail above `to` as a file, then cuts the log there (protocol 5.2).
-    pub(super) fn truncate_log(&mut self, ticket: u64, to: Lsn) {
-        self.streams.receiver = None;
-        let end = match self.end_at(to) {
-            Ok(end) => end,
-            Err(error) => {
-                tracing::error!(%error, %to, "the log cannot be read at the fork");
-                return self.fail("the log cannot be read at the fork");
-            }
-        };
-        let dropped = self.log.wal.end();
-        if let Err(error) = self.save_tail(to, dropped) {
-            tracing::error!(%error, "the dropped tail could not be kept as a file");
-            return self.fail("the dropped tail could not be kept");
-        }
-        if let Err(error) = self.log.wal.truncate(end) {
-            tracing::error!(%error, %to, "the log refuses to be cut");
-            return self.fail("the log refuses to be cut");
-        }
-        tracing::warn!(from = %to, to = %dropped.end, "uncommitted tail dropped from the log and kept as a tail file");
-        self.log.tail = Some(ticket);
-        self.log_moved = true;
-    }
-
-    /// The log's end if it were cut at `to`.
-    fn end_at(&mut self, to: Lsn) -> Result<LogEnd, ScanError> {
-        let start = Lsn(to.0.saturating_sub(1) / self.log.segment_bytes * self.log.segment_bytes)
-            .max(self.log.oldest());
-        let geometry = self.log.wal.geometry();
-        let mut files = SegmentFiles { seam: &mut self.seam, folder: &self.folder };
-        let mut scan = FrameScan::new(&mut files, geometry, start, to, None);
-        for frame in scan.by_ref() {
-            frame?;
-        }
-        Ok(scan.end())
-    }
-
-    fn save_tail(&mut self, to: Lsn, dropped: LogEnd) -> io::Result<()> {
-        self.log.wal.expose_staged();
-        let mut bytes = Vec::new();
-        let mut at = to;
-        while let ReadLog::Frames(frames) = self.log.wal.read_from(at, 1 << 20) {
-            for (header, used) in &frames {
-                append_tail(header, used, &mut bytes);
-                at = header.end();
-            }
-        }
-        if at < dropped.end {
-            let geometry = self.log.wal.geometry();
-            let mut files = SegmentFiles { seam: &mut self.seam, folder: &self.folder };
-            for frame in FrameScan::new(&mut files, geometry, at, dropped.end, None) {
-                let frame = frame.map_err(|e| io::Error::other(e.to_string()))?;
-                append_tail(&frame.header, frame.used(), &mut bytes);
-            }
-        }
-        let path = self.folder.root().join(tail_file_name(to, dropped.last_term));
-        match create_durable(&mut self.seam, &path, &bytes) {
-            // The same tail, kept by an earlier try that did not get further.
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            other => other,
-        }
-    }
-
-    /// A truncation is over when its zeroes are flushed.
-    pub(super) fn check_truncated(&mut self) {
-        if self.log.tail.is_some() && self.log.wal.idle() {
-            let ticket = self.log.tail.take().expect("checked");
-            self.tell_role(Input::Truncated { ticket });
         }
     }
 

@@ -22,6 +22,7 @@ mod clients;
 pub mod control;
 mod control_file;
 mod crew;
+mod cut;
 mod data;
 pub mod dir_store;
 mod files;
@@ -31,6 +32,7 @@ mod host;
 mod init;
 mod links;
 mod log;
+mod mark;
 mod outbox;
 mod redo;
 mod roles;
@@ -100,6 +102,7 @@ pub struct Node<S: Seam> {
     metrics: Metrics,
 
     control: ControlFile,
+    mark: mark::MarkFile,
     role: RoleMachine,
     role_inputs: VecDeque<Input>,
     role_effects: Vec<Effect>,
@@ -280,6 +283,8 @@ impl<S: Seam> Node<S> {
             Purpose::PageFlush(round) => self.pages_flushed(round, result),
             Purpose::PageGrow => self.grown(result),
             Purpose::Superblock => self.superblock_written(result),
+            Purpose::Mark => self.mark_written(result),
+            Purpose::Tail => self.tail_written(result),
             Purpose::Control => match result {
                 Ok(()) => {
                     if let Some(generation) = self.control.written(&mut self.seam) {
@@ -375,6 +380,7 @@ impl<S: Seam> Node<S> {
         self.drive_fetch();
         self.check_drained();
         self.check_truncated();
+        self.drive_mark();
         self.client_timers();
         self.expire_some();
         self.share_roots();

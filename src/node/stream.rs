@@ -59,6 +59,8 @@ pub(super) enum Reader {
     Sender(ConnId),
     Server(ConnId),
     Redo,
+    /// The cut of a dropped tail.
+    Cut,
 }
 
 impl<S: Seam> Node<S> {
@@ -285,7 +287,7 @@ impl<S: Seam> Node<S> {
                     Reader::Server(conn) => {
                         self.streams.servers.get_mut(&conn).expect("it asked").loading = true;
                     }
-                    Reader::Redo => {}
+                    Reader::Redo | Reader::Cut => {}
                 }
                 self.read_log(reader, from, bytes);
                 false
@@ -327,7 +329,7 @@ impl<S: Seam> Node<S> {
                 }
                 step
             }
-            Reader::Redo => return,
+            Reader::Redo | Reader::Cut => return,
         };
         if self.take_step(conn, reader, step) {
             self.feed(conn);

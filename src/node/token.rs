@@ -17,6 +17,8 @@ const SUPERBLOCK: u64 = 7;
 const LOG_READ: u64 = 8;
 const CONTROL: u64 = 9;
 const PAGE_GROW: u64 = 10;
+const MARK: u64 = 11;
+const TAIL: u64 = 12;
 
 /// A token taken apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +39,10 @@ pub enum Purpose {
     /// Reading the log for somebody who is behind.
     LogRead(u64),
     Control,
+    /// The mark of how far the log is durable here.
+    Mark,
+    /// The file of a dropped tail.
+    Tail,
     Unknown,
 }
 
@@ -76,6 +82,14 @@ pub fn control() -> Token {
     make(CONTROL, 0)
 }
 
+pub fn mark() -> Token {
+    make(MARK, 0)
+}
+
+pub fn tail() -> Token {
+    make(TAIL, 0)
+}
+
 pub fn purpose(token: Token) -> Purpose {
     let id = token & ((1 << SHIFT) - 1);
     match token >> SHIFT {
@@ -90,6 +104,8 @@ pub fn purpose(token: Token) -> Purpose {
         SUPERBLOCK => Purpose::Superblock,
         LOG_READ => Purpose::LogRead(id),
         CONTROL => Purpose::Control,
+        MARK => Purpose::Mark,
+        TAIL => Purpose::Tail,
         _ => Purpose::Unknown,
     }
 }

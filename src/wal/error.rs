@@ -75,6 +75,8 @@ pub enum RecoverError {
     List(io::Error),
     /// The disk refused to give bytes of the log. This says nothing about where the log ends.
     Read { at: Lsn, error: io::Error },
+    /// The disk did not take again what it had given: nothing that was read may be counted on.
+    Settle { at: Lsn, error: io::Error },
 }
 
 impl fmt::Display for WalIoError {
@@ -143,6 +145,9 @@ impl fmt::Display for RecoverError {
         match self {
             RecoverError::List(error) => write!(f, "cannot list the log folder: {error}"),
             RecoverError::Read { at, error } => write!(f, "cannot read the log at {at}: {error}"),
+            RecoverError::Settle { at, error } => {
+                write!(f, "the end of the log cannot be written again at {at}: {error}")
+            }
         }
     }
 }

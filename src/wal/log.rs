@@ -67,10 +67,11 @@ pub struct Wal {
 }
 
 impl Wal {
-    /// Goes on behind what [`super::recover`] found. A torn tail is zeroed, and what the last process may have left
-    /// unflushed is flushed, before `flushed` reaches the recovered end. The log folder must have been synced since its
-    /// segments were listed: a rename of the last process may not be durable yet.
+    /// Goes on behind what [`super::recover`] found and [`super::settle`] made durable. A torn tail is zeroed before
+    /// anything is written. The log folder must have been synced since its segments were listed: a rename of the last
+    /// process may not be durable yet.
     pub fn resume(config: WalConfig, recovered: &Recovered) -> Wal {
+        assert!(recovered.unsettled.is_empty(), "what was only read counts as flushed from here on");
         assert!((1..=FRAMES_IN_FLIGHT_MAX).contains(&config.frames_in_flight));
         let geometry = Geometry::new(config.cluster, config.segment_bytes);
         assert!(recovered.end.end.0.is_multiple_of(BLOCK_BYTES as u64));

@@ -15,7 +15,8 @@
 //! - `flushed` is the end of the longest prefix without a hole that is durable here, and nothing after a failed write
 //!   or flush ever moves it again;
 //! - no frame is written to a segment before its file is in place, flushed, and its name durable;
-//! - unflushed writes lie in two neighbouring segments at most, so a restart flushes two files and may trust the rest;
+//! - unflushed writes lie in two neighbouring segments at most, and what a restart has only read counts for nothing
+//!   until it was written again and flushed ([`settle`]);
 //! - new frames reach the disk only after every older byte beyond them was zeroed and flushed;
 //! - nothing below the known commit is ever truncated.
 //!
@@ -47,7 +48,7 @@ pub use keeper::{KeeperConfig, KeeperEffect, SegmentKeeper};
 pub use log::{SealMarks, Sealed, Wal, WalConfig};
 pub use pipeline::WalEffect;
 pub use recent::ReadLog;
-pub use recover::{RecoverParams, Recovered, Verdict, recover, recover_watched};
+pub use recover::{LogRewriter, RecoverParams, Recovered, Verdict, recover, recover_watched, settle};
 pub use scan::{DiskFrames, FrameScan, LogReader, ScannedFrame};
 pub use tail::{TailFrames, append_tail, tail_file_name};
 

@@ -1,13 +1,13 @@
 //! From sealed bytes to durable bytes: which write may start, which flush covers what, and how far the log is durable.
 //!
 //! Writes and flushes are never linked: a flush is asked for only after the writes it must cover have completed. At most
-//! one flush is under way; the next starts when it ends and a further write has completed. A *job* (settling after a
-//! restart, zeroing after a truncation or a repair) holds every other write back until it is through.
+//! one flush is under way; the next starts when it ends and a further write has completed. A *job* (zeroing after
+//! a torn tail, a truncation or a repair) holds every other write back until it is through.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{Verdict, WalFailure, WalIoError};
-use crate::base::limits::{FRAMES_IN_FLIGHT_MAX, SEGMENT_BYTES_MIN};
+use crate::base::limits::FRAMES_IN_FLIGHT_MAX;
 use crate::base::planted::{Bug, planted};
 use crate::base::{AlignedBuf, FlushedLsn, Lsn, SharedSlice};
 
@@ -52,7 +52,7 @@ impl Unit {
     }
 }
 
-/// Zeroing and flushing that must end before new bytes go to the disk.
+/// Zeroing that must end before new bytes go to the disk.
 #[derive(Debug)]
 struct Job {
     zero: Lsn,
@@ -98,7 +98,7 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    /// A pipeline behind a recovered log that ends at `end`.
+    /// A pipeline behind a recovered and settled log that ends at `end`.
     pub fn resume(
         segment_bytes: u64,
         durable_writes: bool,
@@ -112,7 +112,6 @@ impl Pipeline {
             Verdict::Damaged { at, mark, stale_to } => (end, stale_to.max(at), Some(Damage { at, mark })),
         };
         let ready: BTreeSet<u64> = segments.iter().copied().collect();
-        let (flush, flushed) = unsettled(segment_bytes, end, &ready);
         let zero_to = if damage.is_some() { zero } else { dirty };
         let mut pipeline = Pipeline {
             segment_bytes,
@@ -125,8 +124,8 @@ impl Pipeline {
             asked: BTreeSet::new(),
             issued: end,
             dirty,
-            flushed,
-            job: Some(Job { zero, zero_to, flush, flushed: end }),
+            flushed: end,
+            job: Some(Job { zero, zero_to, flush: BTreeSet::new(), flushed: end }),
             damage,
             failed: None,
             zeros: None,
@@ -258,7 +257,7 @@ impl Pipeline {
         let at = self.units.iter().position(|unit| unit.state == State::Queued)?;
         let (first, end) = (self.units[at].first, self.units[at].end);
         let segment = first.segment(self.segment_bytes);
-        // Unflushed bytes stay within two neighbouring segments: restart flushes just those.
+        // Unflushed bytes stay within two neighbouring segments: a restart settles just those.
         if !self.ready.contains(&segment) || segment > oldest + 1 {
             return None;
         }
@@ -282,7 +281,7 @@ impl Pipeline {
             let what = match what {
                 UnderWay::Write => "log write",
                 UnderWay::Flush(_) => "log flush",
-                UnderWay::Job => "log zeroing or settling",
+                UnderWay::Job => "log zeroing",
             };
             self.failed = Some(WalFailure { what, error });
             return;
@@ -367,16 +366,4 @@ impl Pipeline {
         self.job = Some(job);
         self.settle();
     }
-}
-
-/// The segments that may hold unflushed writes of the process before this one, and the position below them.
-fn unsettled(segment_bytes: u64, end: Lsn, present: &BTreeSet<u64>) -> (BTreeSet<u64>, Lsn) {
-    assert!(segment_bytes >= SEGMENT_BYTES_MIN);
-    if end == Lsn::ZERO {
-        return (BTreeSet::new(), end);
-    }
-    let last = (end.0 - 1) / segment_bytes;
-    let first = last.saturating_sub(1);
-    let flush = (first..=last).filter(|segment| present.contains(segment)).collect();
-    (flush, Lsn(first * segment_bytes))
 }

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use baton::admin::{Failover, Verb};
 use baton::io::sim::SimConfig;
+use baton::io::{Op, Outgoing, Seam};
 use cluster::Cluster;
 
 fn wait_serving(cluster: &mut Cluster, node: u16) {
@@ -76,6 +77,56 @@ fn fresh_seeds_keep_every_promise() {
         seeds::run_many(base, count, threads, number_from("BATON_SIM_FAILURES").unwrap_or(1) as usize);
     println!("{}", summary.line());
     assert!(summary.failures.is_empty(), "seed {} failed", summary.failures[0].seed);
+}
+
+/// Power fails everywhere at once, again and again. What standbys lose unflushed must not leave them without a quorum
+/// for ever: nobody had acknowledged it (protocol 5.1).
+#[test]
+fn blackouts_leave_a_quorum() {
+    watch::begin();
+    let base = number_from("BATON_SIM_SEED").unwrap_or(7_000);
+    for seed in base..base + number_from("BATON_SIM_BLACKOUTS").unwrap_or(20) {
+        if let Err(failure) = seeds::run_with(seed, run::Weather::PowerCuts, None) {
+            panic!("{}", failure.text());
+        }
+    }
+}
+
+/// The standbys' disks are slow, so the leader is many durable frames ahead when the power fails everywhere. On their
+/// disks stand frames, with holes before them, that carry the leader's durable mark. None of it was ever acknowledged by
+/// them: they are whole, and lead again by themselves.
+#[test]
+fn standbys_with_holes_under_the_leaders_mark_are_whole() {
+    watch::begin();
+    for seed in 0..12 {
+        let mut cluster = Cluster::new(seed, 3, SimConfig::default(), "");
+        wait_serving(&mut cluster, 1);
+        let conn = cluster.connect(1).expect("the primary listens");
+        for node in [2, 3] {
+            cluster.world.slow_disk(cluster.machines[node - 1].host, 40.0);
+        }
+        for i in 0..60 {
+            let request = format!("SET key{i} value{i}\r\n").into_bytes();
+            cluster.client.submit(Op::Send { token: 9, conn, data: Outgoing::Owned(request) });
+            let until = cluster.world.now() + Duration::from_micros(2_500);
+            while cluster.run(until) {
+                cluster.client_events.clear();
+            }
+        }
+        for node in 1..=3 {
+            cluster.power_cut(node);
+        }
+        cluster.world.calm();
+        for node in 1..=3 {
+            cluster.start(node, None);
+        }
+        // The former leader stays away: the two standbys are a quorum, if they count.
+        cluster.kill(1);
+        let response = cluster.admin(2, Verb::Failover(Failover::default()), Duration::from_secs(20));
+        assert!(response.as_ref().is_some_and(|r| r.ok), "seed {seed}: {response:?} {:#?}", cluster.rows());
+        let serving = (2..=3).find(|node| cluster.status(*node).is_some_and(|row| row["role"] == "Primary"));
+        wait_serving(&mut cluster, serving.expect("somebody leads"));
+    }
 }
 
 #[test]

@@ -238,8 +238,9 @@ impl Core {
             h.lead = self.now;
         }
         h.paused = false;
-        h.lead = h.lead.max(self.now);
-        h.busy_until = h.lead;
+        // What its predecessor was still busy with ended with it.
+        h.lead = self.now;
+        h.busy_until = self.now;
         h.process = Some(Process {
             id,
             inbox: VecDeque::new(),
@@ -452,6 +453,11 @@ impl Core {
             return false;
         }
         process.turn_at = None;
+        // Something slow began after this turn was queued. A turn before its end would let the clock run back.
+        if h.busy_until > self.now {
+            self.schedule(host);
+            return false;
+        }
         if process.deadline.is_some_and(|local| local <= h.clock.local(self.now)) {
             process.deadline = None;
         }

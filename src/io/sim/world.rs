@@ -159,6 +159,12 @@ impl World {
         self.core.borrow().local(index(host))
     }
 
+    /// How long the host's process is still inside something slow: a start on a slow disk, for example.
+    pub fn busy_for(&self, host: HostId) -> std::time::Duration {
+        let core = self.core.borrow();
+        std::time::Duration::from_nanos(core.host_now(index(host)) - core.now)
+    }
+
     /// SIGSTOP: no turns until [`World::resume`]; disk and kernel buffers go on.
     pub fn pause(&self, host: HostId) {
         let mut core = self.core.borrow_mut();

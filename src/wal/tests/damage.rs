@@ -66,6 +66,41 @@ fn a_flipped_bit_in_the_last_frame_is_damage_only_when_a_mark_covers_it() {
     }
 }
 
+/// The same hole under the same frames: what counts is whether this node itself had flushed what is missing.
+#[test]
+fn the_marks_of_another_leader_make_no_damage() {
+    let history = History::of(term(1));
+    let term_at = |at| history.term_at(at);
+    for seed in 0..40 {
+        let mut rng = Prng::new(seed);
+        let (mut rig, frames) = whole_log(seed);
+        let victim = frames[rng.below(frames.len() as u64 - 2) as usize].0;
+        flip(&mut rig.disk, &victim, &mut rng);
+        let (at, stale_to) = (victim.first, rig.wal.end().end);
+        let mut judge = |own_mark, own_term| {
+            let params = RecoverParams {
+                cluster: CLUSTER,
+                segment_bytes: SEGMENT,
+                from: Lsn::ZERO,
+                before: None,
+                term_at: &term_at,
+                known_commit: Lsn::ZERO,
+                own_mark,
+                own_term,
+                repair_mark: Lsn::ZERO,
+            };
+            recover(&mut rig.disk, &params).unwrap().verdict
+        };
+        // A standby that had flushed up to the hole lost nothing that it ever vouched for.
+        assert_eq!(judge(at, None), Verdict::Torn { zero_from: at, zero_to: stale_to }, "seed {seed}");
+        // One that had flushed further did.
+        let mark = victim.end();
+        assert_eq!(judge(mark, None), Verdict::Damaged { at, mark, stale_to }, "seed {seed}");
+        // And the leader of that term wrote the marks itself.
+        assert!(matches!(judge(at, Some(term(1))), Verdict::Damaged { .. }), "seed {seed}");
+    }
+}
+
 #[test]
 fn a_missing_segment_is_damage() {
     let (mut rig, frames) = whole_log(5);
@@ -117,6 +152,8 @@ fn a_peer_repairs_a_damaged_log() {
                 before: None,
                 term_at: &term_at,
                 known_commit: Lsn::ZERO,
+                own_mark: Lsn::ZERO,
+                own_term: Some(term(1)),
                 repair_mark: mark,
             };
             let recovered = recover(&mut disk, &params).unwrap();
@@ -203,6 +240,8 @@ fn an_unfinished_repair_is_remembered_by_its_mark() {
         before: None,
         term_at: &term_at,
         known_commit: Lsn::ZERO,
+        own_mark: Lsn::ZERO,
+        own_term: Some(term(1)),
         repair_mark: mark,
     };
     let recovered = recover(&mut rig.disk, &params).unwrap();
@@ -251,6 +290,8 @@ fn a_log_without_one_readable_frame_takes_what_a_peer_brings() {
         before: None,
         term_at: &term_at,
         known_commit: Lsn(SEGMENT),
+        own_mark: Lsn::ZERO,
+        own_term: Some(term(1)),
         repair_mark: Lsn::ZERO,
     };
     let recovered = recover(&mut rig.disk, &params).unwrap();

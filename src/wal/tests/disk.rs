@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 
-use super::super::LogReader;
-use crate::base::{AlignedBuf, Prng};
+use super::super::{LogReader, LogRewriter};
+use crate::base::{AlignedBuf, Prng, SharedSlice};
 
 const SECTOR: usize = 512;
 
@@ -22,6 +22,8 @@ struct Pending {
     offset: usize,
     data: Vec<u8>,
     completed: bool,
+    /// A flush over it failed: readers see it, and no later flush makes it durable.
+    doomed: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -71,14 +73,33 @@ impl Disk {
         let overlap =
             |p: &Pending| !p.completed && p.offset < offset + data.len() && offset < p.offset + p.data.len();
         assert!(!file.pending.iter().any(overlap), "overlapping writes under way");
-        file.pending.push(Pending { serial, offset, data: data.to_vec(), completed: false });
+        file.pending.push(Pending { serial, offset, data: data.to_vec(), completed: false, doomed: false });
         DiskOp::Write { serial, segment, durable }
     }
 
     pub fn flush(&mut self, segment: u64) -> DiskOp {
         let file = self.files.get(&segment).expect("a flush goes to a segment that is in place");
-        let covers = file.pending.iter().filter(|p| p.completed).map(|p| p.serial).collect();
+        let covers = file.pending.iter().filter(|p| p.completed && !p.doomed).map(|p| p.serial).collect();
         DiskOp::Flush { segment, covers }
+    }
+
+    /// A flush of every file fails. What had completed is forgotten by the kernel as dirty, block by block: each is
+    /// over only when something newer of the same block is durable.
+    pub fn fail_flushes(&mut self) {
+        for file in self.files.values_mut() {
+            for pending in std::mem::take(&mut file.pending) {
+                if !pending.completed {
+                    file.pending.push(pending);
+                    continue;
+                }
+                file.pending.extend(pending.data.chunks(4096).zip(0..).map(|(block, i)| Pending {
+                    offset: pending.offset + i * 4096,
+                    data: block.to_vec(),
+                    doomed: true,
+                    ..pending
+                }));
+            }
+        }
     }
 
     pub fn complete(&mut self, op: DiskOp) {
@@ -131,6 +152,20 @@ impl Disk {
     }
 }
 
+impl LogRewriter for Disk {
+    fn write(&mut self, segment: u64, offset: u64, data: &SharedSlice) -> io::Result<()> {
+        let op = Disk::write(self, segment, offset, data, false);
+        self.complete(op);
+        Ok(())
+    }
+
+    fn flush(&mut self, segment: u64) -> io::Result<()> {
+        let op = Disk::flush(self, segment);
+        self.complete(op);
+        Ok(())
+    }
+}
+
 impl Pending {
     fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.data.len()
@@ -154,6 +189,10 @@ impl File {
         let newest = serials.iter().copied().max().unwrap_or(0);
         let durable = &mut self.durable;
         self.pending.retain(|p| {
+            let over = |range: &Range<usize>| range.start <= p.offset && p.range().end <= range.end;
+            if p.doomed {
+                return p.serial > newest || !ranges.iter().any(over);
+            }
             let under = |range: &Range<usize>| range.start < p.range().end && p.range().start < range.end;
             let settled = p.serial <= newest && p.completed && ranges.iter().any(under);
             if settled {

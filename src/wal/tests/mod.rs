@@ -48,6 +48,9 @@ impl History {
         self.0.retain(|(_, start)| *start < from);
         self.0.push((term, from));
     }
+    pub fn last(&self) -> Option<Term> {
+        self.0.last().map(|(term, _)| *term)
+    }
     pub fn term_at(&self, at: Lsn) -> Option<Term> {
         self.0.iter().rev().find(|(_, start)| *start <= at).map(|(term, _)| *term)
     }
@@ -69,8 +72,11 @@ impl Rig {
         Rig::resume(config, &Recovered::empty(LogEnd::GENESIS), Disk::new(SEGMENT))
     }
 
-    pub fn resume(config: WalConfig, recovered: &Recovered, disk: Disk) -> Rig {
-        Rig { wal: Wal::resume(config, recovered), disk, under_way: BTreeMap::new(), wanted: Vec::new() }
+    /// Settles and goes on.
+    pub fn resume(config: WalConfig, recovered: &Recovered, mut disk: Disk) -> Rig {
+        let mut recovered = recovered.clone();
+        settle(&mut disk, SEGMENT, &mut recovered).unwrap();
+        Rig { wal: Wal::resume(config, &recovered), disk, under_way: BTreeMap::new(), wanted: Vec::new() }
     }
 
     /// Starts everything that the log asks for.
@@ -168,6 +174,7 @@ impl Rig {
     }
 }
 
+/// Recovers a log whose newest term this node led.
 pub(super) fn recover_disk(disk: &mut Disk, history: &History, known_commit: Lsn) -> Recovered {
     let term_at = |at| history.term_at(at);
     recover(
@@ -179,6 +186,8 @@ pub(super) fn recover_disk(disk: &mut Disk, history: &History, known_commit: Lsn
             before: None,
             term_at: &term_at,
             known_commit,
+            own_mark: Lsn::ZERO,
+            own_term: history.last(),
             repair_mark: Lsn::ZERO,
         },
     )

@@ -92,6 +92,28 @@ fn a_reboot_restarts_the_boot_time_clock_and_a_restart_does_not() {
     assert!(rig.seam(A).now() < before, "below 1000 s of uptime at boot");
 }
 
+/// A start that takes long is over before the first turn: otherwise the clock would run back, and a timer set during the
+/// start would lie far ahead.
+#[test]
+fn no_turn_begins_before_a_slow_start_is_over() {
+    let mut rig = Rig::new(1, 1);
+    let file = rig.create(A, "/f");
+    rig.start(A);
+    for _ in 0..100 {
+        rig.seam(A).write_now(file, 0, &blocks(1, 1)).unwrap_or(());
+        rig.seam(A).sync_folder(std::path::Path::new("/")).unwrap();
+    }
+    let (busy, after) = (rig.world.busy_for(A), rig.seam(A).now());
+    assert!(busy > ms(20));
+    assert_eq!(rig.world.next(), Some(Due::Turn(A)));
+    assert!(rig.seam(A).now() >= after && rig.world.now() >= crate::base::Mono(0) + busy);
+    // Its successor owes nothing of that time.
+    rig.seam(A).sync_folder(std::path::Path::new("/")).unwrap();
+    rig.world.kill(A);
+    rig.start(A);
+    assert_eq!(rig.world.busy_for(A), ms(0));
+}
+
 #[test]
 fn slow_calls_in_a_turn_take_the_hosts_time_only() {
     let mut rig = Rig::new(1, 2);
