@@ -64,7 +64,7 @@ impl RoleMachine {
             return;
         }
         self.highest = self.highest.max(term.number);
-        if !history::at_least(term, self.control.promised) {
+        if !history::at_least(term, self.control.promised) && !planted(Bug::IgnoreSessionTerm) {
             let promised = self.control.promised;
             out.push(Effect::Send { to: from, message: RoleMessage::Fenced { promised } });
             return;

@@ -18,6 +18,10 @@ pub const REGISTERS: usize = 4;
 pub const COUNTERS: usize = 2;
 pub const PAIR: usize = REGISTERS + COUNTERS;
 pub const KEYS: usize = PAIR + 2;
+/// Behind them, where the weather asks for it: keys that expire.
+const EXPIRING: usize = 2;
+/// What a client with ballast sends at once: so many values of so many bytes.
+const BALLAST: (usize, usize) = (40, 40_000);
 
 /// A client gives an answer up after this.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -74,6 +78,8 @@ pub enum Job {
     Work,
     /// Reads at whatever standby.
     Watch,
+    /// Heavy writes that nobody checks, sent to [`Shared::ballast`] only.
+    Ballast,
 }
 
 struct Client {
@@ -104,6 +110,10 @@ pub struct Shared {
     pub quiet: bool,
     /// Clients think this long at most between requests.
     pub think: Duration,
+    /// Some keys expire.
+    pub expiring: bool,
+    /// The node that gets ballast.
+    pub ballast: Option<u16>,
 }
 
 impl Shared {
@@ -119,6 +129,8 @@ impl Shared {
             nodes,
             quiet: false,
             think: Duration::from_millis(25),
+            expiring: false,
+            ballast: None,
         }
     }
 }
@@ -238,8 +250,10 @@ impl ClientHost {
             client.wanted.push_back((Wanted::Nothing, now));
             text.extend_from_slice(b"BATON.COMMIT local\r\n");
         }
-        client.wanted.push_back((Wanted::Role, now));
-        text.extend_from_slice(b"ROLE\r\n");
+        if client.job != Job::Ballast {
+            client.wanted.push_back((Wanted::Role, now));
+            text.extend_from_slice(b"ROLE\r\n");
+        }
         self.seam.submit(Op::Send { token: 0, conn, data: Outgoing::Owned(text) });
     }
 
@@ -263,7 +277,15 @@ impl ClientHost {
     fn act(&mut self, i: usize, now: Mono, shared: &mut Shared) {
         let client = &mut self.clients[i];
         match client.phase {
+            Phase::Idle { until }
+                if until <= now && client.job == Job::Ballast && shared.ballast.is_none() =>
+            {
+                client.phase = Phase::Idle { until: now + Duration::from_millis(20) };
+            }
             Phase::Idle { until } if until <= now && !shared.quiet => {
+                if client.job == Job::Ballast {
+                    client.target = shared.ballast.expect("checked above");
+                }
                 self.next_token += 1;
                 client.phase = Phase::Dialing { token: self.next_token };
                 let addr = client_addr(client.target);
@@ -299,6 +321,14 @@ impl ClientHost {
                     self.clients[i].wanted.push_back((Wanted::Standby(key), now));
                 }
                 Job::Work => self.work(i, &mut text, now, shared),
+                Job::Ballast => {
+                    for n in 0..BALLAST.0 {
+                        text.extend_from_slice(
+                            format!("SET ballast{n} {}\r\n", "x".repeat(BALLAST.1)).as_bytes(),
+                        );
+                        self.clients[i].wanted.push_back((Wanted::Nothing, now));
+                    }
+                }
             }
         }
         self.seam.submit(Op::Send { token: 0, conn, data: Outgoing::Owned(text) });
@@ -309,6 +339,9 @@ impl ClientHost {
     }
 
     fn work(&mut self, i: usize, text: &mut Vec<u8>, now: Mono, shared: &mut Shared) {
+        if shared.expiring && self.rng.chance(0.5) {
+            return self.work_that_expires(i, text, now, shared);
+        }
         let at = now.0;
         let rng = &mut self.rng;
         let wanted = &mut self.clients[i].wanted;
@@ -357,6 +390,25 @@ impl ClientHost {
                 transaction(text, lines, wanted, ids, now);
             }
         }
+    }
+
+    /// Writes or reads a key with a time to live. From the moment of the write on it may be gone, once and for good.
+    fn work_that_expires(&mut self, i: usize, text: &mut Vec<u8>, now: Mono, shared: &mut Shared) {
+        let key = KEYS + self.rng.below(EXPIRING as u64) as usize;
+        let (name, at, history) = (key_name(key), now.0, &mut shared.history);
+        let id = if self.rng.chance(0.2) {
+            shared.next_value += 1;
+            let value = shared.next_value;
+            let ttl = self.rng.between(10, 2_000);
+            text.extend_from_slice(format!("SET {name} {value} PX {ttl}\r\n").as_bytes());
+            let id = history.call(i, key, Kind::Set(value), at);
+            history.call(i, key, Kind::Expire(value), at);
+            id
+        } else {
+            text.extend_from_slice(format!("GET {name}\r\n").as_bytes());
+            history.call(i, key, Kind::Get, at)
+        };
+        self.clients[i].wanted.push_back((Wanted::One(id), now));
     }
 
     fn replies(&mut self, i: usize, now: Mono, shared: &mut Shared) {

@@ -12,6 +12,15 @@ pub enum Kind {
     Get,
     Del,
     Incr,
+    /// Nobody asks for it: this value may vanish by itself, once.
+    Expire(u64),
+}
+
+impl Kind {
+    /// Somebody asked for a change.
+    pub fn writes(self) -> bool {
+        !matches!(self, Kind::Get | Kind::Expire(_))
+    }
 }
 
 /// What the client learned.
@@ -109,6 +118,7 @@ fn step(state: Option<u64>, operation: &Operation) -> Option<Option<u64>> {
         Kind::Set(value) => Some(Some(value)),
         Kind::Get => (seen == Some(state)).then_some(state),
         Kind::Del => seen.is_none_or(|seen| seen.is_some() == state.is_some()).then_some(None),
+        Kind::Expire(value) => (state == Some(value)).then_some(None),
         Kind::Incr => {
             let next = state.unwrap_or(0) + 1;
             seen.is_none_or(|seen| seen == Some(next)).then_some(Some(next))
@@ -123,6 +133,10 @@ struct Search<'a> {
     useful: Vec<bool>,
     taken: Vec<u64>,
     left: usize,
+    /// Below this, every definite operation is taken.
+    low: usize,
+    /// Operations without an answer that may have happened, in order of calls.
+    open: Vec<usize>,
     seen: HashSet<(Vec<u64>, Option<u64>, bool)>,
     /// The longest explained prefix, for the report.
     best: usize,
@@ -138,6 +152,8 @@ struct Frame {
     /// Next candidate.
     next: usize,
     took: Option<usize>,
+    /// [`Search::low`] before `took` was taken.
+    low: usize,
 }
 
 impl<'a> Search<'a> {
@@ -156,8 +172,12 @@ impl<'a> Search<'a> {
             Kind::Set(value) => deleted || read.contains(&value),
             _ => true,
         };
+        let useful: Vec<bool> = operations.iter().map(useful).collect();
+        let open = (0..operations.len()).filter(|i| useful[*i] && !definite(&operations[*i])).collect();
         Search {
-            useful: operations.iter().map(useful).collect(),
+            useful,
+            low: 0,
+            open,
             taken: vec![0; operations.len().div_ceil(64)],
             left: operations.iter().filter(|o| definite(o)).count(),
             operations,
@@ -179,10 +199,27 @@ impl<'a> Search<'a> {
         }
     }
 
+    fn skip_taken(&mut self) {
+        while self.operations.get(self.low).is_some_and(|o| !definite(o) || self.taken(self.low)) {
+            self.low += 1;
+        }
+    }
+
+    /// Which operations are taken, in few words: all definite ones below a place, these open ones, and those behind.
+    fn place(&self) -> Vec<u64> {
+        let mut place = vec![self.low as u64];
+        place.extend(self.open.iter().filter(|i| **i < self.low && self.taken(**i)).map(|i| *i as u64));
+        place.push(u64::MAX);
+        let behind = &self.taken[(self.low / 64).min(self.taken.len())..];
+        let end = behind.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
+        place.extend_from_slice(&behind[..end]);
+        place
+    }
+
     /// The earliest return among definite operations that are not taken: nothing called after it may go first.
-    fn horizon(&self, from: usize) -> (u64, Option<usize>) {
+    fn horizon(&self) -> (u64, Option<usize>) {
         let mut horizon = (u64::MAX, None);
-        for (i, operation) in self.operations.iter().enumerate().skip(from) {
+        for (i, operation) in self.operations.iter().enumerate().skip(self.low) {
             if operation.call > horizon.0 {
                 break;
             }
@@ -195,29 +232,38 @@ impl<'a> Search<'a> {
 
     fn run(mut self) -> Result<(), String> {
         let total = self.left;
-        let mut stack = vec![Frame { state: None, doubtful: false, next: 0, took: None }];
+        self.skip_taken();
+        let mut stack = vec![Frame { state: None, doubtful: false, next: 0, took: None, low: self.low }];
         while let Some(frame) = stack.last() {
             if self.left == 0 {
                 return Ok(());
             }
             let (state, doubtful, next) = (frame.state, frame.doubtful, frame.next);
-            let (horizon, blocked) = self.horizon(0);
+            let (horizon, blocked) = self.horizon();
             if total - self.left >= self.best {
                 (self.best, self.best_state) = (total - self.left, state);
                 self.best_blocked = blocked.map(|i| self.operations[i]);
             }
-            let found = (next..self.operations.len())
+            // Below the first definite operation that is left, only those without an answer can be.
+            let from = self.open.partition_point(|i| *i < next);
+            let doubtful_ones = self.open[from..].iter().copied().take_while(|i| *i < self.low);
+            let found = doubtful_ones
+                .chain(next.max(self.low)..self.operations.len())
                 .take_while(|i| self.operations[*i].call <= horizon)
                 .find_map(|i| self.try_take(i, state, doubtful).map(|after| (i, after)));
             match found {
                 Some((i, after)) => {
                     stack.last_mut().expect("looked at above").next = i + 1;
+                    let low = self.low;
                     self.flip(i);
+                    self.skip_taken();
                     let now_doubtful = !definite(&self.operations[i]);
-                    if self.seen.insert((self.taken.clone(), after, now_doubtful)) {
-                        stack.push(Frame { state: after, doubtful: now_doubtful, next: 0, took: Some(i) });
+                    if self.seen.insert((self.place(), after, now_doubtful)) {
+                        let took = Some(i);
+                        stack.push(Frame { state: after, doubtful: now_doubtful, next: 0, took, low });
                     } else {
                         self.flip(i);
+                        self.low = low;
                     }
                     if self.seen.len() > STATES_MAX {
                         return Err(UNDECIDED.into());
@@ -227,6 +273,7 @@ impl<'a> Search<'a> {
                     let frame = stack.pop().expect("looked at above");
                     if let Some(i) = frame.took {
                         self.flip(i);
+                        self.low = frame.low;
                     }
                 }
             }

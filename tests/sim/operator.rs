@@ -21,6 +21,8 @@ pub struct Operator {
     patience: Duration,
     /// The world is calm: be quick.
     pub calm: bool,
+    /// A script plays the operator for now.
+    pub aside: bool,
     pub failovers: u64,
     pub restarts: u64,
 }
@@ -34,6 +36,7 @@ impl Operator {
             gone_since: None,
             patience: Duration::from_millis(800),
             calm: false,
+            aside: false,
             failovers: 0,
             restarts: 0,
         }
@@ -42,6 +45,9 @@ impl Operator {
     pub fn look(&mut self, cluster: &mut Cluster) {
         let now = cluster.world.now();
         self.look_at = now + EVERY;
+        if self.aside {
+            return;
+        }
         self.restart(cluster, now);
         let serving = self.serving(cluster);
         if serving.is_some() {

@@ -1,6 +1,6 @@
 //! One random run: a cluster, clients, an operator and a plan of faults, all from one seed; then calm, and the oracles.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use baton::base::{Lsn, Mono, Prng};
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::clients::{ClientHost, Job, KEYS, PAIR, REGISTERS, Shared, key_name};
 use super::cluster::{Cluster, ip};
 use super::history::{Kind, Outcome};
-use super::logs::{Change, Logs, Order};
+use super::logs::{Change, Logs, Order, stale_beyond};
 use super::operator::Operator;
 use super::storm::Storm;
 
@@ -39,8 +39,51 @@ pub enum Weather {
     Wipes,
     /// Power cuts only, many of them.
     PowerCuts,
+    /// The same on slow disks with many writes in flight; what a crash left behind must be gone before anything new.
+    TornTails,
     /// The primary loses its links and is succeeded, again and again.
     CutPrimary,
+    /// A promise is long on its way, and the old leader still reaches the voter.
+    LatePromise,
+    /// The same, and the voter loses the control copy that it wrote last.
+    DamagedControl,
+    /// A primary that is cut off piles up a tail that is longer than what its successor commits.
+    LongTail,
+    /// A standby that missed writes is left with one that did not.
+    Laggard,
+    /// Standbys hear late what is committed, and the primary dies.
+    SlowNews,
+    /// An operator makes a laggard lead alone and accepts the loss.
+    ForcedAlone,
+    /// A voter's disk loses a frame in the middle of what it acknowledged.
+    DamagedLog,
+    /// Keys expire while clocks jump and primaries change.
+    Expiry,
+}
+
+impl Weather {
+    /// Every weather that aims at something.
+    pub const DIRECTED: [Weather; 13] = [
+        Weather::Duels,
+        Weather::Wipes,
+        Weather::PowerCuts,
+        Weather::TornTails,
+        Weather::CutPrimary,
+        Weather::LatePromise,
+        Weather::DamagedControl,
+        Weather::LongTail,
+        Weather::Laggard,
+        Weather::SlowNews,
+        Weather::ForcedAlone,
+        Weather::DamagedLog,
+        Weather::Expiry,
+    ];
+
+    /// Follows a script, which is also its operator.
+    fn scripted(self) -> bool {
+        use Weather::{CutPrimary, PowerCuts, Swarm, TornTails, Wipes};
+        !matches!(self, Swarm | Wipes | PowerCuts | TornTails | CutPrimary)
+    }
 }
 
 /// What a run that held its promises came to.
@@ -69,11 +112,17 @@ pub struct Run {
     pub shared: Shared,
     pub operator: Operator,
     pub logs: Logs,
-    committed: Vec<Lsn>,
+    /// What each process said it knows to be committed, since it runs.
+    committed: Vec<BTreeSet<Lsn>>,
     storm: Storm,
     steps: std::vec::IntoIter<baton::io::sim::Step>,
     next_step: Option<baton::io::sim::Step>,
     calm_from: Mono,
+    scripted: bool,
+    /// When tails are looked at next, in the weather for it.
+    tails_at: Mono,
+    /// Where each process's log ended when it was looked at last, and how often that has moved.
+    ends: Vec<Option<(Lsn, u32)>>,
 }
 
 impl Shape {
@@ -101,6 +150,13 @@ impl Run {
         if weather != Weather::Swarm {
             shape.nodes = 3;
         }
+        if weather.scripted() {
+            shape.workers = 4;
+            shape.length = Duration::from_millis(rng.between(5_000, 8_000));
+        }
+        if weather == Weather::TornTails {
+            (shape.workers, shape.length) = (6, Duration::from_millis(rng.between(2_000, 5_000)));
+        }
         Run::shaped(seed, &shape, weather, rng)
     }
 
@@ -116,6 +172,9 @@ impl Run {
             let mut jobs = vec![Job::Work; shape.workers.div_ceil(2)];
             if shape.nodes > 1 {
                 jobs.extend(vec![Job::Watch; shape.watchers.div_ceil(2)]);
+            }
+            if weather == Weather::LongTail && h == 0 {
+                jobs.extend([Job::Ballast; 2]);
             }
             hosts.push(ClientHost::new(&world, host, &jobs, rng.fork()));
         }
@@ -134,11 +193,27 @@ impl Run {
         let swarm = weather == Weather::Swarm;
         let mut steps = if swarm { plan.steps.into_iter() } else { Vec::new().into_iter() };
         let next_step = steps.next();
+        let mut shared = Shared::new(shape.nodes);
+        shared.expiring = weather == Weather::Expiry;
+        if !matches!(weather, Weather::Swarm) {
+            shared.think = Duration::from_millis(12);
+        }
+        if weather == Weather::TornTails {
+            shared.think = Duration::from_millis(3);
+            cluster.machines.iter().for_each(|m| world.slow_disk(m.host, 8.0));
+        }
+        let mut logs = Logs::default();
+        logs.forced = weather == Weather::ForcedAlone;
+        let mut operator = Operator::new(rng.fork(), shape.nodes);
+        operator.aside = weather.scripted();
         Run {
-            shared: Shared::new(shape.nodes),
-            operator: Operator::new(rng.fork(), shape.nodes),
-            logs: Logs::default(),
-            committed: vec![Lsn::ZERO; usize::from(shape.nodes)],
+            shared,
+            operator,
+            logs,
+            committed: vec![BTreeSet::new(); usize::from(shape.nodes)],
+            ends: vec![None; usize::from(shape.nodes)],
+            scripted: weather.scripted(),
+            tails_at: if weather == Weather::TornTails { Mono(0) } else { Mono(u64::MAX) },
             calm_from: Mono(0) + plan.calm_from,
             storm: Storm::new(weather, rng.fork()),
             cluster,
@@ -165,10 +240,20 @@ impl Run {
                 self.watch()?;
             }
             if self.storm.at <= now && now < self.calm_from {
-                self.storm.strike(&mut self.cluster);
+                self.storm.strike(&mut self.cluster, &mut self.shared, &mut self.logs);
+                if std::mem::take(&mut self.storm.look) {
+                    self.watch()?;
+                    self.look_at_all()?;
+                }
+            }
+            if self.tails_at <= now {
+                self.watch_tails()?;
             }
             let step = self.next_step.as_ref().map_or(until, |s| Mono(0) + s.at);
-            let limit = until.min(step).min(self.operator.look_at);
+            let mut limit = until.min(step).min(self.operator.look_at).min(self.tails_at);
+            if self.storm.at > now {
+                limit = limit.min(self.storm.at);
+            }
             if let Some(host) = self.cluster.advance(limit) {
                 let clients = self.hosts.iter_mut().find(|h| h.host == host);
                 match clients {
@@ -212,16 +297,58 @@ impl Run {
             if applied > known {
                 return Err(format!("node {node} applied {applied} and knows {known} as committed"));
             }
-            self.committed[usize::from(node) - 1] = known;
+            self.committed[usize::from(node) - 1].insert(known);
         }
         Ok(())
+    }
+
+    /// A process that has written since its start left nothing old standing behind the end of its log.
+    fn watch_tails(&mut self) -> Result<(), String> {
+        self.tails_at = self.cluster.world.now() + Duration::from_millis(1);
+        for i in 0..self.cluster.machines.len() {
+            let node = i as u16 + 1;
+            // Soon after a start an old frame would lie just behind what is new; later it is written over.
+            if self.ends[i].is_some_and(|(_, moves)| moves >= 8) {
+                continue;
+            }
+            let Some(row) = self.cluster.status(node) else { continue };
+            let (end, flushed) = (lsn(&row, "appended_lsn"), lsn(&row, "flushed_lsn"));
+            let Some((before, moves)) = self.ends[i] else {
+                self.ends[i] = Some((end, 0));
+                continue;
+            };
+            if end == before || (end > before && flushed != end) {
+                continue;
+            }
+            self.ends[i] = Some((end, moves + 1));
+            let host = self.cluster.machines[i].host;
+            if end > before
+                && let Some(at) = stale_beyond(&self.cluster.world, host, SEGMENT_BYTES, end)
+            {
+                return Err(format!("node {node} wrote up to {end}, and an old frame still stands at {at}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads every log at once: nobody leads without what was committed before. Returns the log of the node that serves.
+    fn look_at_all(&mut self) -> Result<Option<Order>, String> {
+        let serving = self.operator.serving(&mut self.cluster);
+        let wiped = self.storm.wiped;
+        let nodes = (1..=self.cluster.machines.len() as u16).filter(|node| wiped != Some(*node));
+        let orders = nodes.map(|n| Ok((n, self.read_log(n)?))).collect::<Result<Vec<_>, String>>()?;
+        if !self.logs.forced {
+            orders.iter().try_for_each(|(node, order)| self.logs.complete(*node, order))?;
+        }
+        Ok(orders.into_iter().find(|(node, _)| serving == Some(*node)).map(|(_, order)| order))
     }
 
     /// Reads the log of every process that just ended, before the next one changes it.
     fn look_at_the_dead(&mut self) -> Result<(), String> {
         for node in std::mem::take(&mut self.cluster.ended) {
             self.read_log(node)?;
-            self.committed[usize::from(node) - 1] = Lsn::ZERO;
+            self.committed[usize::from(node) - 1].clear();
+            self.ends[usize::from(node) - 1] = None;
         }
         Ok(())
     }
@@ -229,12 +356,17 @@ impl Run {
     fn read_log(&mut self, node: u16) -> Result<Order, String> {
         let i = usize::from(node) - 1;
         let host = self.cluster.machines[i].host;
-        self.logs.look(&self.cluster.world, host, node, SEGMENT_BYTES, self.committed[i])
+        self.logs.look(&self.cluster.world, host, node, SEGMENT_BYTES, &self.committed[i])
     }
 
     /// The whole run with all its oracles.
     pub fn judge(&mut self) -> Result<Report, String> {
         self.go(self.calm_from)?;
+        if self.logs.forced {
+            // What the operator gave up is gone, and those who hold it wait for a decision.
+            self.look_at_all()?;
+            return Ok(self.report(Duration::ZERO));
+        }
         let recovery = match self.recover() {
             Ok(recovery) => recovery,
             // Whatever else is broken says more than a service that does not come back.
@@ -253,16 +385,9 @@ impl Run {
     fn broken_promise(&mut self) -> Result<(), String> {
         self.shared.history.check()?;
         self.watch()?;
-        let serving = self.operator.serving(&mut self.cluster);
-        for node in 1..=self.cluster.machines.len() as u16 {
-            if self.storm.wiped == Some(node) {
-                continue;
-            }
-            let order = self.read_log(node)?;
-            if serving == Some(node) {
-                self.logs.holds_committed(&order)?;
-                self.check_against(&order)?;
-            }
+        if let Some(order) = self.look_at_all()? {
+            self.logs.holds_committed(&order)?;
+            self.check_against(&order)?;
         }
         Ok(())
     }
@@ -270,7 +395,9 @@ impl Run {
     /// Everything is mended: service must be normal within [`RECOVERY`].
     fn recover(&mut self) -> Result<Duration, String> {
         self.cluster.world.calm();
-        self.operator.calm = true;
+        self.storm.end(&mut self.cluster);
+        self.shared.ballast = None;
+        (self.operator.calm, self.operator.aside) = (true, false);
         let begun = self.cluster.world.now();
         // A start that a slow disk has kept for long would go on at the old pace: the operator loses patience.
         for node in 1..=self.cluster.machines.len() as u16 {
@@ -340,6 +467,14 @@ impl Run {
     /// Every key is read at the primary once more.
     fn final_reads(&mut self) -> Result<(), String> {
         let mut reads = Vec::new();
+        // An order of a script may outlive it and change the primary once more.
+        for _ in 0..if self.scripted { 20 } else { 0 } {
+            if self.operator.serving(&mut self.cluster).is_some() {
+                break;
+            }
+            let until = self.cluster.world.now() + Duration::from_millis(100);
+            self.go(until)?;
+        }
         for attempt in 0..5 {
             let Some(node) = self.operator.serving(&mut self.cluster) else {
                 return Err(format!("nobody serves in calm weather:\n{}", self.rows()));
@@ -376,18 +511,7 @@ impl Run {
     }
 
     fn compare_logs(&mut self) -> Result<Order, String> {
-        let mut primary = None;
-        let serving = self.operator.serving(&mut self.cluster);
-        for node in 1..=self.cluster.machines.len() as u16 {
-            if self.storm.wiped == Some(node) {
-                continue;
-            }
-            let order = self.read_log(node)?;
-            if serving == Some(node) {
-                primary = Some(order);
-            }
-        }
-        let order = primary.ok_or("nobody serves at the end")?;
+        let order = self.look_at_all()?.ok_or("nobody serves at the end")?;
         self.logs.holds_committed(&order)?;
         Ok(order)
     }
@@ -444,7 +568,7 @@ impl Run {
     fn report(&self, recovery: Duration) -> Report {
         let history = &self.shared.history;
         let count = |outcome: Outcome| {
-            history.operations.iter().filter(|o| o.kind != Kind::Get && o.outcome == outcome).count()
+            history.operations.iter().filter(|o| o.kind.writes() && o.outcome == outcome).count()
         };
         let world: &World = &self.cluster.world;
         Report {

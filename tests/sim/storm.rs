@@ -7,8 +7,13 @@ use baton::base::{ClusterId, Mono, Prng};
 use baton::io::sim::DiskImage;
 use baton::node::{InitOptions, init_on};
 
+use super::clients::Shared;
 use super::cluster::Cluster;
+use super::logs::Logs;
 use super::run::Weather;
+
+mod plots;
+use plots::Scene;
 
 pub struct Storm {
     weather: Weather,
@@ -16,25 +21,29 @@ pub struct Storm {
     pub at: Mono,
     /// The node whose disk was replaced by an empty one.
     pub wiped: Option<u16>,
+    /// Now is the moment to look at every log.
+    pub look: bool,
+    scene: Scene,
 }
 
 impl Storm {
     pub fn new(weather: Weather, rng: Prng) -> Storm {
         let at = if weather == Weather::Swarm { Mono(u64::MAX) } else { Mono(300_000_000) };
-        Storm { weather, rng, at, wiped: None }
+        Storm { weather, rng, at, wiped: None, look: false, scene: Scene::default() }
     }
 
     fn node(&mut self, cluster: &Cluster) -> u16 {
         self.rng.between(1, cluster.machines.len() as u64) as u16
     }
 
-    pub fn strike(&mut self, cluster: &mut Cluster) {
+    pub fn strike(&mut self, cluster: &mut Cluster, shared: &mut Shared, logs: &mut Logs) {
         let pause = match self.weather {
             Weather::Swarm => return,
-            Weather::Duels => self.duel(cluster),
-            Weather::Wipes => self.wipe(cluster),
+            Weather::Wipes => self.wipe(cluster, logs),
             Weather::PowerCuts => self.power_cut(cluster),
+            Weather::TornTails => self.tear_tail(cluster),
             Weather::CutPrimary => self.cut_primary(cluster),
+            _ => self.play(cluster, shared, logs),
         };
         self.at = cluster.world.now() + Duration::from_millis(pause);
     }
@@ -50,25 +59,8 @@ impl Storm {
         drop(cluster.order(node, Verb::Failover(wish)));
     }
 
-    fn duel(&mut self, cluster: &mut Cluster) -> u64 {
-        cluster.world.heal_all();
-        if self.rng.chance(0.3)
-            && let Some(node) = self.primary(cluster)
-        {
-            match self.rng.chance(0.5) {
-                true => cluster.kill(node),
-                false => cluster.world.isolate(cluster.machines[usize::from(node) - 1].host),
-            }
-        }
-        let first = self.node(cluster);
-        self.ask(cluster, first);
-        let second = self.node(cluster);
-        self.ask(cluster, second);
-        self.rng.between(50, 1_500)
-    }
-
     /// One node loses its disk and comes back under its old number; the others lose their primary.
-    fn wipe(&mut self, cluster: &mut Cluster) -> u64 {
+    fn wipe(&mut self, cluster: &mut Cluster, logs: &mut Logs) -> u64 {
         match self.wiped {
             None => {
                 let primary = self.primary(cluster);
@@ -79,6 +71,7 @@ impl Storm {
                 cluster.kill(node);
                 let machine = &mut cluster.machines[usize::from(node) - 1];
                 cluster.world.restore_disk(machine.host, &DiskImage::default());
+                logs.forget(node);
                 let mut seam = cluster.world.seam(machine.host);
                 let options =
                     InitOptions { config: machine.config.clone(), cluster_id: Some(ClusterId(0xC1)) };
@@ -128,6 +121,27 @@ impl Storm {
             self.ask(cluster, other);
         }
         self.rng.between(100, 900)
+    }
+
+    /// A node with many writes in flight loses power and is back at once. Mostly a standby: the writes go on. Now and
+    /// then all of them.
+    fn tear_tail(&mut self, cluster: &mut Cluster) -> u64 {
+        if self.rng.chance(0.1) {
+            for node in 1..=3 {
+                cluster.power_cut(node);
+                cluster.machines[usize::from(node) - 1].start_at = Some(cluster.world.now());
+            }
+            return self.rng.between(500, 1_500);
+        }
+        let primary = self.primary(cluster).unwrap_or(0);
+        let mut node = self.node(cluster);
+        if node == primary && self.rng.chance(0.8) {
+            node = 1 + node % 3;
+        }
+        cluster.power_cut(node);
+        let wait = Duration::from_millis(self.rng.between(1, 20));
+        cluster.machines[usize::from(node) - 1].start_at = Some(cluster.world.now() + wait);
+        self.rng.between(100, 350)
     }
 
     fn cut_primary(&mut self, cluster: &mut Cluster) -> u64 {

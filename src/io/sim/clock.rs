@@ -4,6 +4,8 @@ use crate::base::{Mono, Prng, WallMs};
 
 const MILLION: i128 = 1_000_000;
 const NANOS_PER_MS: u64 = 1_000_000;
+/// Times below this can be multiplied by two million within 64 bits.
+const SHORT: u64 = 1 << 42;
 
 #[derive(Clone, Debug)]
 pub(super) struct Clock {
@@ -22,7 +24,14 @@ impl Clock {
     }
 
     pub(super) fn local(&self, now: u64) -> Mono {
-        let passed = i128::from(now.saturating_sub(self.bend_true));
+        let passed = now.saturating_sub(self.bend_true);
+        // Most stretches are short enough for a division in one word; the result is the same.
+        if let (true, Ok(rate)) = (passed < SHORT, u64::try_from(MILLION as i64 + i64::from(self.ppm)))
+            && rate <= 2 * MILLION as u64
+        {
+            return Mono(self.bend_local.saturating_add(passed * rate / MILLION as u64));
+        }
+        let passed = i128::from(passed);
         let local = i128::from(self.bend_local) + passed * (MILLION + i128::from(self.ppm)) / MILLION;
         Mono(u64::try_from(local).unwrap_or(u64::MAX))
     }
@@ -37,7 +46,10 @@ impl Clock {
         if rate == 0 {
             return u64::MAX;
         }
-        let passed = (ahead * MILLION + rate - 1) / rate;
+        let passed = match (u64::try_from(ahead), u64::try_from(rate)) {
+            (Ok(ahead), Ok(rate)) if ahead < SHORT => i128::from((ahead * MILLION as u64).div_ceil(rate)),
+            _ => (ahead * MILLION + rate - 1) / rate,
+        };
         u64::try_from(i128::from(self.bend_true) + passed).unwrap_or(u64::MAX)
     }
 

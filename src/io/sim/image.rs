@@ -7,10 +7,21 @@ use crate::base::Prng;
 use crate::base::limits::BLOCK_BYTES;
 
 /// A block is never changed in place, so images share it.
-pub(super) type Block = Rc<[u8; BLOCK_BYTES]>;
+pub(super) type Block = Rc<[u8]>;
+
+thread_local! {
+    /// Every block of zeros of every disk of this thread: new segments are full of them.
+    static ZEROS: Block = Rc::from([0u8; BLOCK_BYTES]);
+}
 
 pub(super) fn block_of(bytes: &[u8]) -> Block {
-    Rc::new(bytes.try_into().expect("writes are whole blocks"))
+    assert_eq!(bytes.len(), BLOCK_BYTES, "writes are whole blocks");
+    ZEROS.with(|zeros| if bytes == &zeros[..] { zeros.clone() } else { Rc::from(bytes) })
+}
+
+/// A copy of `old` to be changed; a hole is zeros.
+fn copy_of(old: Option<&Block>) -> [u8; BLOCK_BYTES] {
+    old.map_or([0; BLOCK_BYTES], |old| old[..].try_into().expect("images hold whole blocks"))
 }
 
 /// The content of one file at one moment. Blocks that were never written are holes and read as zeros.
@@ -34,7 +45,7 @@ impl Image {
         sector_bytes: usize,
         mut keep: impl FnMut() -> bool,
     ) -> bool {
-        let mut mixed: [u8; BLOCK_BYTES] = self.blocks.get(&at).map_or([0; BLOCK_BYTES], |old| **old);
+        let mut mixed = copy_of(self.blocks.get(&at));
         let mut touched = false;
         for (old, new) in mixed.chunks_mut(sector_bytes).zip(block.chunks(sector_bytes)) {
             if keep() {
@@ -43,7 +54,7 @@ impl Image {
             }
         }
         if touched {
-            self.put(at, Rc::new(mixed));
+            self.put(at, block_of(&mixed));
         }
         touched
     }
@@ -73,9 +84,9 @@ impl Image {
 
     fn flip(&mut self, byte: u64, bit: u8) {
         let at = byte / BLOCK_BYTES as u64;
-        let mut block: [u8; BLOCK_BYTES] = self.blocks.get(&at).map_or([0; BLOCK_BYTES], |old| **old);
+        let mut block = copy_of(self.blocks.get(&at));
         block[(byte % BLOCK_BYTES as u64) as usize] ^= 1 << (bit % 8);
-        self.blocks.insert(at, Rc::new(block));
+        self.blocks.insert(at, block_of(&block));
     }
 }
 
