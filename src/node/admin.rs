@@ -244,6 +244,13 @@ fn done_json(done: &Done) -> serde_json::Value {
             serde_json::json!({ "role": "Standby", "leader": leader.0, "term": term.number })
         }
         Done::Standby => serde_json::json!({ "role": "Standby" }),
+        Done::SwitchedOver { leader, term, evidence } => serde_json::json!({
+            "leader": leader.0, "term": term.number, "term_id": format!("{:032x}", term.id),
+            "evidence": evidence_json(evidence),
+        }),
+        Done::PolicyChanged { generation, evidence } => {
+            serde_json::json!({ "generation": generation, "evidence": evidence_json(evidence) })
+        }
     }
 }
 

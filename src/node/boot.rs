@@ -1,5 +1,6 @@
 //! From a data folder to a running node: lock, control file, store, log, role, listeners.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use crate::record::{Record, RecordReader};
 use crate::redo::Redo;
 use crate::replication::{Identity, Secret};
 use crate::role::control::{CONTROL_BYTES, choose};
-use crate::role::machine::RoleConfig;
-use crate::role::{Command, ControlCopy, ControlError, ControlState, DataStatus, Input, RoleMachine};
+use crate::role::{
+    Command, ControlCopy, ControlError, ControlState, DataStatus, Input, RoleConfig, RoleMachine, Traits,
+};
 use crate::store::{SLOT_BYTES, Store, StoreConfig, StoreError, WalkStep};
 use crate::wal::{
     FrameScan, KeeperConfig, LogFile, RecoverError, RecoverParams, Recovered, SegmentKeeper, Verdict, Wal,
@@ -222,6 +224,17 @@ fn heal_control<S: Seam>(seam: &mut S, path: &std::path::Path, state: &ControlSt
     }
 }
 
+/// What the configuration says of each member's fitness to lead.
+fn traits(config: &Config) -> BTreeMap<NodeId, Traits> {
+    let of = |member: &crate::config::Member| Traits {
+        priority: member.priority,
+        nofailover: member.nofailover,
+        delayed: false,
+        cascade: member.upstream.is_some(),
+    };
+    config.members.iter().map(|member| (member.node, of(member))).collect()
+}
+
 /// How the memory budget is divided.
 pub(super) fn store_config(config: &Config, control: &ControlState) -> StoreConfig {
     let memory = usize::try_from(config.memory).unwrap_or(usize::MAX);
@@ -367,6 +380,9 @@ impl Parts {
                 peers: config.peers().map(|m| m.node).collect(),
                 cascade: config.me().upstream.is_some(),
                 lease: LEASE,
+                traits: traits(&config),
+                voter_timeout: None,
+                store: false,
                 seed: seam.random(),
             },
             control,

@@ -68,7 +68,7 @@ impl<S: Seam> Node<S> {
                 tracing::info!(reason, "clients are held");
                 self.serving = false;
             }
-            Effect::Demote { reason } => self.demote(&reason),
+            Effect::Demote { reason, .. } => self.demote(&reason),
             Effect::Follow { leader, term } => self.follow(leader, term),
             Effect::Unfollow => self.unfollow(),
             Effect::Truncate { ticket, to } => self.truncate_log(ticket, to),

@@ -130,7 +130,7 @@ impl RoleMachine {
     pub(super) fn step_down(&mut self, now: Mono, reason: &'static str, out: &mut Vec<Effect>) {
         let Phase::Leading(leading) = &mut self.phase else { return };
         let (term, op) = (leading.term, leading.op.take());
-        out.push(Effect::Demote { reason: format!("{reason}; term {term} ends here") });
+        out.push(Effect::Demote { reason: format!("{reason}; term {term} ends here"), successor: None });
         if let Some((op, _)) = op {
             let result = Err(Refusal::Superseded { term: self.control.promised });
             out.push(Effect::Reply { op, result });

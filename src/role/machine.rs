@@ -37,8 +37,34 @@ pub struct RoleConfig {
     /// Shown as cascade standby when not leading.
     pub cascade: bool,
     pub lease: Duration,
+    /// What the configuration says of members, this node included. Members without an entry have the defaults.
+    pub traits: BTreeMap<NodeId, Traits>,
+    /// A voter silent for this long is taken out of the policy while enough others live, and returned when it is back
+    /// and caught up. `None`: never.
+    pub voter_timeout: Option<Duration>,
+    /// A control store is attached: [`Effect::StorePolicy`] is ordered and answered.
+    pub store: bool,
     /// Seed of term ids and back-off. From the operating system in production: two nodes must never share one.
     pub seed: u64,
+}
+
+/// What the configuration says of one member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traits {
+    /// Higher is preferred as the next primary.
+    pub priority: u32,
+    /// Never the target of a switchover or of an automatic failover.
+    pub nofailover: bool,
+    /// Kept behind on purpose.
+    pub delayed: bool,
+    /// Streams from another standby.
+    pub cascade: bool,
+}
+
+impl Default for Traits {
+    fn default() -> Traits {
+        Traits { priority: 100, nofailover: false, delayed: false, cascade: false }
+    }
 }
 
 /// May a session with this term go on?
@@ -279,6 +305,10 @@ impl RoleMachine {
                 self.persist(out);
             }
             Input::LogFailed => self.fail_log(out),
+            Input::WritesHeld { .. }
+            | Input::PolicyRecorded { .. }
+            | Input::StoreAnswered { .. }
+            | Input::StoreTold { .. } => {}
         }
     }
 
@@ -349,6 +379,10 @@ impl RoleMachine {
             out.extend(
                 ends.into_iter().chain([(op, result)]).map(|(op, result)| Effect::Reply { op, result }),
             );
+            return;
+        }
+        if matches!(command, Command::Switchover { .. } | Command::ChangePolicy(_)) {
+            out.push(Effect::Reply { op, result: Err(Refusal::Busy) });
             return;
         }
         let busy = matches!(self.work, Work::Recruit(_)) || self.queued.is_some() || self.wish.is_some();

@@ -55,7 +55,15 @@ impl Bench {
         control.history = history(&[(1, 0)]);
         change(&mut control);
         let peers = peers.iter().map(|n| NodeId(*n)).collect();
-        let config = RoleConfig { peers, cascade: false, lease: LEASE, seed: 3 };
+        let config = RoleConfig {
+            peers,
+            cascade: false,
+            lease: LEASE,
+            traits: Default::default(),
+            voter_timeout: None,
+            store: false,
+            seed: 3,
+        };
         let log = LogView {
             end: Lsn(100),
             last_term: term(1),

@@ -96,7 +96,7 @@ impl World {
                     Command::Failover { dry_run: self.rng.chance(0.1), alone, force }
                 };
                 if self.nodes[node].machine.is_some() {
-                    self.command(node, command);
+                    self.command(node, command.clone());
                 }
                 let rival = (node + 1) % self.nodes.len();
                 if self.plan.duels && self.nodes[rival].machine.is_some() {

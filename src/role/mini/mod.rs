@@ -370,6 +370,10 @@ impl World {
                 self.replies.push((op, result));
             }
             Effect::Changed { .. } | Effect::Evidence(_) | Effect::Latch { .. } => {}
+            Effect::HoldWrites { .. }
+            | Effect::ResumeWrites
+            | Effect::AppendPolicy { .. }
+            | Effect::StorePolicy { .. } => {}
         }
         None
     }
@@ -471,7 +475,15 @@ impl World {
         n.copies = [chosen.state.encode(), chosen.state.encode()];
         n.run += 1;
         let peers = (1..=self.plan.nodes).map(NodeId).filter(|id| *id != n.id).collect();
-        let config = RoleConfig { peers, cascade: false, lease: LEASE, seed };
+        let config = RoleConfig {
+            peers,
+            cascade: false,
+            lease: LEASE,
+            traits: BTreeMap::new(),
+            voter_timeout: None,
+            store: false,
+            seed,
+        };
         n.machine = Some(RoleMachine::new(config, chosen.state, self.now));
         (n.stopped, n.serving, n.led, n.session) = (false, false, None, None);
         let run = n.run;
