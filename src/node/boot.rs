@@ -30,7 +30,7 @@ use super::files::{Folder, read_small};
 use super::gates::Watermarks;
 use super::groups::Groups;
 use super::links::Links;
-use super::log::{Log, SegmentFiles};
+use super::log::{Log, Retention, SegmentFiles};
 use super::run::StartRole;
 use super::streams::Streams;
 use super::{CHECKPOINT_BYTES, Node, POLICY_FRAME_RECORDS_MAX};
@@ -47,6 +47,8 @@ pub struct BootOptions {
     pub frames_in_flight: usize,
     /// Log bytes between two checkpoints of the same shard; the default when zero.
     pub checkpoint_bytes: u64,
+    /// Size of the disk under the data folder, where it is known.
+    pub disk_bytes: Option<u64>,
 }
 
 impl BootOptions {
@@ -58,6 +60,7 @@ impl BootOptions {
             durable_writes: true,
             frames_in_flight: 4,
             checkpoint_bytes: 0,
+            disk_bytes: None,
         }
     }
 }
@@ -229,7 +232,7 @@ fn traits(config: &Config) -> BTreeMap<NodeId, Traits> {
     let of = |member: &crate::config::Member| Traits {
         priority: member.priority,
         nofailover: member.nofailover,
-        delayed: false,
+        delayed: member.apply_delay.is_some(),
         cascade: member.upstream.is_some(),
     };
     config.members.iter().map(|member| (member.node, of(member))).collect()
@@ -353,13 +356,13 @@ impl Parts {
             },
             &recovered,
         );
-        let retention = config.log_retention.unwrap_or(super::log::RETENTION_DEFAULT);
+        let retention = Retention::new(config.log_retention, options.disk_bytes);
         let files = log_files(&mut seam, &folder);
         let keeper = SegmentKeeper::new(
             KeeperConfig {
                 segment_bytes: control.segment_bytes,
                 spare_segments: 1,
-                retention_bytes: retention,
+                retention_bytes: retention.budget,
             },
             &files,
         );
@@ -403,7 +406,7 @@ impl Parts {
             acks_stopped: false,
             drain: None,
             term_start_end: Lsn::ZERO,
-            log: Log::new(wal, keeper, whole, segment_bytes),
+            log: Log::new(wal, keeper, whole, segment_bytes, retention),
             log_moved: true,
             log_failure_told: false,
             repair_told: false,
@@ -438,6 +441,8 @@ impl Parts {
             mailbox: None,
             board: None,
             admin: Admin::default(),
+            chronicle: Default::default(),
+            pending: options.role == Some(StartRole::Pending),
             exit: None,
             stopping: None,
             seam,
@@ -465,7 +470,11 @@ impl Parts {
                 let command = Command::RequestPrimary { alone: options.alone, force: false };
                 node.tell_role(Input::Command { op: super::admin::START_OP, command });
             }
-            Some(StartRole::Standby | StartRole::CascadeStandby | StartRole::Pending) | None => {}
+            Some(StartRole::Standby | StartRole::CascadeStandby) => {
+                let command = Command::RequestStandby;
+                node.tell_role(Input::Command { op: super::admin::START_OP, command });
+            }
+            Some(StartRole::Pending) | None => {}
         }
         node
     }

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
+use std::time::Duration;
 
 use crate::base::limits::PAGE_BYTES;
 use crate::base::planted::{Bug, planted};
-use crate::base::{AlignedBuf, AppliedLsn, Lsn, ShardId, Stamp, WallMs};
+use crate::base::{AlignedBuf, AppliedLsn, Lsn, Mono, ShardId, Stamp, WallMs};
 use crate::io::{ConnId, FileId, Op, Seam};
 use crate::record::{HEADER_BYTES, MERGE_VERSION, Record};
 use crate::redo::{FrameCursor, Progress, Redo};
@@ -17,6 +18,8 @@ use super::{Node, token};
 
 /// Log bytes applied in one turn, so that acknowledgements never wait long behind redo.
 const APPLY_BYTES: usize = 1 << 20;
+/// How often a delayed standby looks whether the next frame is old enough, at least.
+const DELAY_LOOK: Duration = Duration::from_millis(1000);
 /// Pages read or made by merges in one turn.
 const MERGE_PAGES: usize = 8;
 /// One piece of growing the page file.
@@ -42,6 +45,8 @@ pub struct Data {
     pub starved: bool,
     superblock_busy: bool,
     redo_reading: bool,
+    /// The next frame is too young for this delayed standby; it is looked at again then.
+    pub delayed_until: Option<Mono>,
     /// Position at which the last checkpoint record was logged by this primary, and the shard it named.
     next_shard: u16,
     last_checkpoint: Lsn,
@@ -83,6 +88,7 @@ impl Data {
             starved: false,
             superblock_busy: false,
             redo_reading: false,
+            delayed_until: None,
             next_shard: 0,
             last_checkpoint: applied,
             more_merges: true,
@@ -104,6 +110,12 @@ impl<S: Seam> Node<S> {
         let limit = self.apply_limit();
         let applied = self.data.applied.lsn();
         if applied >= limit {
+            return false;
+        }
+        if self.delay().is_none() {
+            self.data.delayed_until = None;
+        }
+        if self.data.delayed_until.is_some_and(|until| self.now < until) {
             return false;
         }
         match self.log.wal.read_from(applied, APPLY_BYTES) {
@@ -128,9 +140,28 @@ impl<S: Seam> Node<S> {
         if planted(Bug::ApplyPastCommit) { flushed } else { self.committed.lsn().min(flushed) }
     }
 
+    /// By how much this node applies later than it could: not when it leads, or is about to.
+    fn delay(&self) -> Option<Duration> {
+        self.config.apply_delay(self.me()).filter(|_| self.role.leading().is_none())
+    }
+
+    /// A delayed standby applies what is old enough by the leader's clock, as frames and heartbeats carry it.
+    fn too_young(&mut self, written: WallMs) -> bool {
+        let Some(delay) = self.delay() else { return false };
+        let due = written.0.saturating_add(delay.as_millis() as u64);
+        if due <= self.data.clock.0 {
+            self.data.delayed_until = None;
+            return false;
+        }
+        // The carried clock stands still without a leader, so the wait is looked at in between.
+        let wait = Duration::from_millis(due - self.data.clock.0).min(DELAY_LOOK);
+        self.data.delayed_until = Some(self.now + wait);
+        true
+    }
+
     fn apply_frames(&mut self, frames: &[crate::wal::Frame], limit: Lsn) -> bool {
         for (header, used) in frames {
-            if header.end() > limit {
+            if header.end() > limit || self.too_young(header.clock) {
                 return false;
             }
             let payload = &used[HEADER_BYTES..];

@@ -18,18 +18,23 @@
 
 mod admin;
 mod boot;
+mod chronicle;
 mod clients;
 pub mod control;
 mod control_file;
 mod data;
 mod files;
+mod forward;
 mod gates;
 mod groups;
 mod host;
 mod init;
+mod inspect_tail;
 mod links;
 mod log;
 mod outbox;
+mod rates;
+mod reload;
 mod roles;
 mod roots;
 mod run;
@@ -37,6 +42,7 @@ mod status;
 mod stream;
 mod streams;
 mod token;
+mod waits;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -64,8 +70,9 @@ use streams::Streams;
 use token::Purpose;
 
 pub use boot::{BootError, BootOptions};
+pub use chronicle::read as read_history;
 pub use init::{InitDone, InitOptions, Inspect, NodeError, init, init_on, inspect};
-pub use run::{RunOptions, StartRole, run};
+pub use run::{RunOptions, StartRole, role_fits, run};
 
 /// Frames with more records than this carry no policy record: those travel nearly alone.
 const POLICY_FRAME_RECORDS_MAX: u32 = 8;
@@ -146,6 +153,9 @@ pub struct Node<S: Seam> {
     mailbox: Option<Receiver<ControlMessage>>,
     board: Option<Arc<StatusBoard>>,
     admin: admin::Admin,
+    chronicle: chronicle::Chronicle,
+    /// `-M pending`: this node streams from nobody until it is told to.
+    pending: bool,
     exit: Option<u8>,
     stopping: Option<admin::Stopping>,
 }
@@ -333,7 +343,11 @@ impl<S: Seam> Node<S> {
         self.feed_all();
         // Right behind a seal the open group is empty, which is where a checkpoint record must stand.
         self.log_checkpoints();
+        let applied = self.data.applied;
         let applying = self.apply_some();
+        if self.data.applied > applied && self.clients.waits_for_lsn() {
+            self.gates_moved = true;
+        }
         if applying || self.log_moved {
             self.standby_progress();
         }

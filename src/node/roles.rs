@@ -75,9 +75,13 @@ impl<S: Seam> Node<S> {
             Effect::Reply { op, result } => self.answer_command(op, result),
             Effect::Changed { role, state } => {
                 tracing::info!(%role, %state, "role changed");
+                self.note_role(role);
                 self.metrics_role_changed();
             }
-            Effect::Evidence(evidence) => tracing::info!(%evidence, "role evidence"),
+            Effect::Evidence(evidence) => {
+                tracing::info!(%evidence, "role evidence");
+                self.note_evidence(&evidence);
+            }
             Effect::Latch { reason } => {
                 tracing::error!(reason, "the log failed: this node stops");
                 self.fail(reason);
@@ -177,6 +181,7 @@ impl<S: Seam> Node<S> {
 
     fn follow(&mut self, leader: NodeId, term: Term) {
         tracing::info!(%leader, %term, "following");
+        self.note_follow(leader, term);
         self.acks_stopped = false;
         self.links.set_session(term);
         self.streams.follow(leader, term);
@@ -230,6 +235,7 @@ impl<S: Seam> Node<S> {
         // The new leader's expiry clock never runs behind what its predecessor wrote (protocol 2.7).
         self.clock_floor = self.clock_floor.max(self.data.clock);
         tracing::info!(applied = %self.data.applied, "serving clients");
+        self.note_serving();
         self.serving_changed();
     }
 

@@ -117,7 +117,8 @@ impl<S: Seam> Node<S> {
             Message::FetchedFrames { head, bytes } => self.on_fetched(conn, &head, bytes),
             Message::FetchDone { .. } => self.on_fetch_done(conn),
             Message::FetchRefuse(refusal) => self.on_fetch_refused(conn, &refusal),
-            Message::StatusRequest(_) => self.answer_status(conn),
+            Message::StatusRequest(asked) if asked.is_empty() => self.answer_status(conn),
+            Message::StatusRequest(asked) => self.asked_by_peer(conn, from, &asked),
             Message::StatusReply(json) => self.status_arrived(from, &json),
             Message::CheckpointRoots(roots) => self.roots_arrived(from, &roots),
             Message::LeaseRelease | Message::Build(_) => {}
@@ -176,10 +177,11 @@ impl<S: Seam> Node<S> {
                     self.streams.senders.remove(&conn);
                 }
                 tracing::info!(standby = %peer.node, from = %request.tip.end, "standby asks for the stream");
+                let delayed = self.config.apply_delay(peer.node);
                 if let Some(progress) = &mut self.streams.progress {
                     progress.stream_started(
                         &peer,
-                        StreamKind { delayed: false, cascade: request.cascade },
+                        StreamKind { delayed: delayed.is_some(), cascade: request.cascade },
                         self.now,
                     );
                 }
@@ -433,7 +435,7 @@ impl<S: Seam> Node<S> {
     /// Asks the followed leader for its stream, if that is due.
     pub(super) fn request_stream(&mut self) {
         let Some((leader, term)) = self.streams.upstream else { return };
-        if self.streams.receiver.is_some() || self.acks_stopped || self.log.tail.is_some() {
+        if self.streams.receiver.is_some() || self.acks_stopped || self.log.tail.is_some() || self.pending {
             return;
         }
         if self.now < self.streams.request_after {
