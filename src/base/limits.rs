@@ -39,6 +39,12 @@ pub const VOTERS_MAX: usize = 9;
 /// Entries of the term history kept in the control file.
 pub const HISTORY_MAX: usize = 256;
 
+/// Policy generations in a log that are not known to be committed. A correct leader leaves one, and one more for each
+/// forced takeover behind it.
+pub const PENDING_MAX: usize = 6;
+/// How far behind the target of a switchover may be when it is asked for.
+pub const SWITCHOVER_LAG_BYTES_MAX: u64 = 32 << 20;
+
 /// Clients served at once when the configuration says nothing.
 pub const CLIENTS_DEFAULT: usize = 10_000;
 /// A request before authentication: arguments and bytes (the Valkey rule).

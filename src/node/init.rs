@@ -209,7 +209,10 @@ fn describe_control(c: &ControlState) -> serde_json::Value {
             "term": term.to_string(), "start_lsn": start.0, "start": start.to_string(),
         })).collect::<Vec<_>>(),
         "policy": generation(&c.policy),
-        "pending_policy": c.pending.as_ref().map(|p| generation(&p.generation)),
+        "pending_policies": c.pending.iter().map(|p| generation(&p.generation)).collect::<Vec<_>>(),
+        "operation": c.operation.map(|o| serde_json::json!({
+            "part": format!("{:?}", o.part), "peer": o.peer.0, "term": o.term.to_string(),
+        })),
         "known_committed_lsn": c.known_committed.lsn().0,
         "starts": c.starts,
     })

@@ -565,7 +565,8 @@ impl<S: Seam> Node<S> {
             }
             self.data.leader_clock(beat.clock);
             self.leader_heard(from, term, beat.end);
-            granted = beat.wants_grant && !self.acks_stopped && self.role.grant(self.now, from, term);
+            granted =
+                beat.wants_grant && !self.acks_stopped && self.role.grant(self.now, from, term, beat.sent);
         }
         let answer = HeartbeatAck { seq: beat.seq, sent: beat.sent, granted };
         let session = if streaming { term } else { self.sending_term().unwrap_or(Term::NONE) };

@@ -4,7 +4,7 @@ use super::History;
 use super::control::{ControlState, DataStatus};
 use super::input::{Command, Done, Effect, Input, LogView, Refusal};
 use super::machine::{RoleConfig, RoleMachine, Verdict};
-use super::message::{LeaderSeen, PromiseAnswer, Report, RoleMessage};
+use super::message::{LeaderSeen, PromiseAnswer, Release, Report, RoleMessage};
 use super::policy::{Generation, Voter};
 use super::state::{Repair, Role, State};
 use crate::base::{ClusterId, CommittedLsn, FlushedLsn, Incarnation, Lsn, Mono, NodeId, Term};
@@ -169,7 +169,7 @@ impl Bench {
             whole: true,
             history: history(&[(1, 0)]),
             policy: self.machine.control().policy.clone(),
-            pending: None,
+            pending: vec![],
         }
     }
 
@@ -204,7 +204,7 @@ fn drain_of(effect: &Effect) -> Option<u64> {
 }
 
 fn promise(t: u64) -> RoleMessage {
-    RoleMessage::Promise { term: term(t), force: false }
+    RoleMessage::Promise { term: term(t), force: false, released: None }
 }
 
 fn answers(effects: &[Effect]) -> Vec<&PromiseAnswer> {
@@ -231,7 +231,7 @@ fn a_promise_is_spoken_only_when_acks_are_stopped_it_is_durable_and_the_log_is_f
         assert!(at(&Effect::StopAcks) < at(&Effect::Persist { state: control }));
         assert!(at(&Effect::StopAcks) < at(&Effect::Drain { ticket }));
         assert!(!bench.machine.may_ack(NodeId(2), term(2)));
-        assert!(!bench.machine.grant(bench.now, NodeId(2), term(2)));
+        assert!(!bench.machine.grant(bench.now, NodeId(2), term(2), bench.now));
         let drained = Input::Drained { ticket };
         let generation = bench.machine.control().generation;
         let durable = Input::Persisted { generation };
@@ -261,7 +261,7 @@ fn lower_terms_are_refused_and_equal_ones_repeated() {
     );
     let again = bench.from(3, promise(5));
     assert!(matches!(answers(&again)[..], [PromiseAnswer::Promised(_)]));
-    let other_id = RoleMessage::Promise { term: Term { number: 5, id: 6 }, force: false };
+    let other_id = RoleMessage::Promise { term: Term { number: 5, id: 6 }, force: false, released: None };
     let lower_id = bench.from(2, other_id);
     assert!(matches!(answers(&lower_id)[..], [PromiseAnswer::Refused { .. }]), "terms are pairs");
 }
@@ -271,7 +271,7 @@ fn a_promise_waits_for_the_granted_lease_unless_released_or_the_process_is_gone(
     let granted = || {
         let mut bench = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
         bench.follow(2, 2, &[(1, 0), (2, 100)]);
-        assert!(bench.machine.grant(bench.now, NodeId(2), term(2)));
+        assert!(bench.machine.grant(bench.now, NodeId(2), term(2), bench.now));
         bench
     };
     let mut bench = granted();
@@ -290,7 +290,8 @@ fn a_promise_waits_for_the_granted_lease_unless_released_or_the_process_is_gone(
     assert_eq!(gone.machine.control().promised, term(5));
 
     let mut released = granted();
-    released.from(2, RoleMessage::LeaseRelease { term: term(2) });
+    released
+        .from(2, RoleMessage::LeaseRelease(Release { leader: NodeId(2), term: term(2), upto: released.now }));
     released.from(3, promise(5));
     assert_eq!(released.machine.control().promised, term(5));
 }
@@ -558,7 +559,7 @@ fn a_node_that_builds_neither_leads_nor_counts() {
 fn a_candidate_waits_for_its_own_grant_before_it_promises_itself() {
     let mut bench = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
     bench.follow(2, 2, &[(1, 0), (2, 100)]);
-    assert!(bench.machine.grant(bench.now, NodeId(2), term(2)));
+    assert!(bench.machine.grant(bench.now, NodeId(2), term(2), bench.now));
     let command = Command::Failover { dry_run: false, alone: false, force: true };
     bench.give(Input::Command { op: 4, command });
     bench.answer_dry(&[2, 3], None);
@@ -570,7 +571,7 @@ fn a_candidate_waits_for_its_own_grant_before_it_promises_itself() {
     bench.from(2, RoleMessage::YieldReply { attempt: attempt.unwrap(), granted: true });
     bench.wait(990);
     assert_eq!(bench.machine.control().promised, term(2));
-    assert!(!bench.machine.grant(bench.now, NodeId(2), term(2)), "the wait is not made longer");
+    assert!(!bench.machine.grant(bench.now, NodeId(2), term(2), bench.now), "the wait is not made longer");
     let bound = bench.wait(10);
     assert!(bound.iter().any(|e| matches!(e, Effect::Persist { state } if state.promised > term(2))));
 }
@@ -585,7 +586,7 @@ fn a_leader_that_promised_commits_answers_and_grants_nothing_more() {
     bench.give(Input::Granted { from: NodeId(2), incarnation: life(2), term: t, sent: bench.now });
     assert!(bench.machine.may_read(bench.now) && bench.machine.commit_rule().is_some());
     let higher = Term { number: t.number + 1, id: 1 };
-    let effects = bench.from(3, RoleMessage::Promise { term: higher, force: true });
+    let effects = bench.from(3, RoleMessage::Promise { term: higher, force: true, released: None });
     assert!(effects.contains(&Effect::StopAcks));
     assert!(effects.iter().any(|e| matches!(e, Effect::HoldClients { .. })));
     assert!(!effects.iter().any(|e| matches!(e, Effect::Demote { .. })), "a mere promise demotes nobody");

@@ -1,5 +1,7 @@
 //! Crashes, wiped disks, partitions, operators, and the calm after them.
 
+use std::time::Duration;
+
 use super::{Event, MS, World, fresh};
 use crate::base::{Incarnation, Lsn, NodeId};
 use crate::role::input::Command;
@@ -34,7 +36,7 @@ impl World {
         n.writing.clear();
         n.acks.clear();
         n.waiting.clear();
-        (n.pulling, n.serving, n.led, n.session) = (None, false, None, None);
+        (n.pulling, n.serving, n.held, n.led, n.session) = (None, false, false, None, None);
         for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
             if !self.cut[node][peer] {
                 self.soon(Event::PeerDown { node: peer, peer: node, process_gone: true });
@@ -90,11 +92,16 @@ impl World {
             _ => {
                 let force = self.rng.chance(0.3);
                 let alone = self.plan.lossy && self.rng.chance(0.3);
-                let command = if self.rng.chance(0.3) {
+                let command = if self.rng.chance(0.4) {
+                    let to = self.rng.chance(0.5).then(|| self.nodes[node].id);
+                    let timeout = Duration::from_millis(self.rng.between(50, 3000));
+                    Command::Switchover { to, dry_run: self.rng.chance(0.1), timeout }
+                } else if self.rng.chance(0.3) {
                     Command::RequestPrimary { alone, force }
                 } else {
                     Command::Failover { dry_run: self.rng.chance(0.1), alone, force }
                 };
+                let node = self.rng.below(self.nodes.len() as u64) as usize;
                 if self.nodes[node].machine.is_some() {
                     self.command(node, command.clone());
                 }

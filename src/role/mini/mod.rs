@@ -5,6 +5,7 @@ mod faults;
 mod net;
 mod oracle;
 mod stories;
+mod switchovers;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -13,7 +14,7 @@ use std::time::Duration;
 use crate::base::{ClusterId, CommittedLsn, FlushedLsn, Incarnation, Lsn, Mono, NodeId, Prng, Term};
 use crate::role::control::{self, ControlCopy, ControlState, DataStatus};
 use crate::role::input::{Command, CommandResult, Effect, Input, LogView};
-use crate::role::machine::{RoleConfig, RoleMachine};
+use crate::role::machine::{RoleConfig, RoleMachine, Traits};
 use crate::role::policy::{Generation, SyncPolicy};
 
 const MS: u64 = 1_000_000;
@@ -75,6 +76,8 @@ struct Node {
     writing: VecDeque<(ControlState, Vec<ControlCopy>)>,
     stopped: bool,
     serving: bool,
+    /// No client write begins.
+    held: bool,
     acks: BTreeMap<NodeId, (Incarnation, Lsn)>,
     led: Option<Term>,
     /// The session in which data was last accepted, and the newest heartbeat in it.
@@ -108,6 +111,9 @@ struct World {
     next_payload: u64,
     next_op: u64,
     wiped: bool,
+    pub traits: BTreeMap<NodeId, Traits>,
+    /// Writes whose clients were told that the outcome is unknown.
+    pub in_doubt: usize,
     /// Commands not answered yet: where, in which run, since when.
     asked: BTreeMap<u64, (usize, u64, Mono)>,
     committed: Vec<(Term, u64)>,
@@ -142,6 +148,7 @@ impl World {
                     writing: VecDeque::new(),
                     stopped: false,
                     serving: false,
+                    held: false,
                     acks: BTreeMap::new(),
                     led: None,
                     session: None,
@@ -164,6 +171,8 @@ impl World {
             next_payload: 0,
             next_op: 0,
             wiped: false,
+            traits: BTreeMap::new(),
+            in_doubt: 0,
             asked: BTreeMap::new(),
             committed: Vec::new(),
             acked: 0,
@@ -230,6 +239,10 @@ impl World {
             Event::Flush { node, run, upto } if alive(self, node, run) => {
                 let n = &mut self.nodes[node];
                 n.flushed = n.flushed.max(upto.min(n.log.len()));
+                let awaited = n.machine.as_ref().and_then(RoleMachine::flush_awaited);
+                if awaited.is_some_and(|end| end.0 as usize <= n.flushed) {
+                    self.input(node, Input::CommitMoved);
+                }
                 self.after_flush(node);
             }
             Event::Drain { node, run, ticket } if alive(self, node, run) => {
@@ -339,10 +352,15 @@ impl World {
                 self.served += 1;
                 self.check_complete(node);
             }
-            Effect::HoldClients { .. } => self.nodes[node].serving = false,
+            Effect::HoldClients { .. } => {
+                // What is committed is answered first.
+                self.release(node);
+                self.nodes[node].serving = false;
+            }
             Effect::Demote { .. } => {
                 let n = &mut self.nodes[node];
-                (n.serving, n.led) = (false, None);
+                (n.serving, n.held, n.led) = (false, false, None);
+                self.in_doubt += n.waiting.len();
                 n.waiting.clear();
             }
             Effect::Follow { .. } => {
@@ -370,10 +388,12 @@ impl World {
                 self.replies.push((op, result));
             }
             Effect::Changed { .. } | Effect::Evidence(_) | Effect::Latch { .. } => {}
-            Effect::HoldWrites { .. }
-            | Effect::ResumeWrites
-            | Effect::AppendPolicy { .. }
-            | Effect::StorePolicy { .. } => {}
+            Effect::HoldWrites { ticket, .. } => {
+                self.nodes[node].held = true;
+                return Some(Input::WritesHeld { ticket });
+            }
+            Effect::ResumeWrites => self.nodes[node].held = false,
+            Effect::AppendPolicy { .. } | Effect::StorePolicy { .. } => {}
         }
         None
     }
@@ -437,9 +457,8 @@ impl World {
         let n = &self.nodes[node];
         let leading = n.machine.as_ref().filter(|machine| machine.serving()).and_then(RoleMachine::leading);
         self.check_read(node);
-        let Some(term) = leading.filter(|_| self.nodes[node].serving && !self.nodes[node].stopped) else {
-            return;
-        };
+        let n = &self.nodes[node];
+        let Some(term) = leading.filter(|_| n.serving && !n.stopped && !n.held) else { return };
         if self.nodes[node].waiting.len() < 8 {
             self.append(node, term, None);
             let end = self.nodes[node].log.len();
@@ -479,13 +498,13 @@ impl World {
             peers,
             cascade: false,
             lease: LEASE,
-            traits: BTreeMap::new(),
+            traits: self.traits.clone(),
             voter_timeout: None,
             store: false,
             seed,
         };
         n.machine = Some(RoleMachine::new(config, chosen.state, self.now));
-        (n.stopped, n.serving, n.led, n.session) = (false, false, None, None);
+        (n.stopped, n.serving, n.held, n.led, n.session) = (false, false, false, None, None);
         let run = n.run;
         let records: Vec<_> = n
             .log

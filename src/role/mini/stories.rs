@@ -161,8 +161,9 @@ fn a_wiped_voter_cannot_vote_away_what_it_held() {
         assert!(matches!(answer(&world, op), Some(Err(_))), "node {} {:?}", node + 1, answer(&world, op));
     }
     world.start(0);
-    pass(&mut world, 1500);
-    let op = world.command(2, FAILOVER);
+    pass(&mut world, 4500);
+    assert!(machine(&world, 0).serving(), "who led last asks by itself\n{}", world.describe());
+    let op = world.command(2, Command::Failover { dry_run: false, alone: false, force: true });
     pass(&mut world, 3000);
     assert!(matches!(answer(&world, op), Some(Ok(Done::Primary { .. }))), "{}", world.describe());
 }
