@@ -189,3 +189,21 @@ fn what_an_operator_changes_is_done_once_and_remembered() {
     let primary = json(&["cluster", "start", "--dir", lab.path()], 0)["primary"].as_u64().unwrap();
     assert!((1..=3).contains(&primary));
 }
+
+#[test]
+fn a_switchover_goes_there_and_back() {
+    let lab = Lab::new("switchover");
+    json(&["sandbox", "up", "--dir", lab.path(), "--nodes", "3"], 0);
+    let two = lab.node(2);
+    let dry = json(&["switchover", "-D", &two, "--dry-run"], 0);
+    assert_eq!(dry["dry_run"], true, "{dry}");
+    let once = ["switchover", "-D", &two, "--expect-term", "1", "--op", "once"];
+    let done = json(&once, 0);
+    assert_eq!((&done["leader"], &done["term"]), (&2.into(), &2.into()), "{done}");
+    assert_eq!(json(&once, 0), done, "the same op id: the same answer, although the term has moved on");
+    json(&["switchover", "-D", &two, "--expect-term", "1"], 4);
+    let report = json(&["drill", "--dir", lab.path(), "--times", "2", "--writers", "4"], 0);
+    assert_eq!((&report["completed"], &report["lost"]), (&2.into(), &0.into()), "{report}");
+    let refused = json(&["switchover", "-D", &lab.node(1), "--to", "2"], 4);
+    assert!(refused["error"]["message"].as_str().unwrap().contains("primary already"), "{refused}");
+}

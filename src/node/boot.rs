@@ -403,6 +403,9 @@ impl Parts {
             role,
             role_inputs: Default::default(),
             role_effects: Vec::new(),
+            role_waiters: BTreeMap::new(),
+            role_asked: 0,
+            writes_held: false,
             acks_stopped: false,
             drain: None,
             term_start_end: Lsn::ZERO,
@@ -470,11 +473,12 @@ impl Parts {
                 let command = Command::RequestPrimary { alone: options.alone, force: false };
                 node.tell_role(Input::Command { op: super::admin::START_OP, command });
             }
-            Some(StartRole::Standby | StartRole::CascadeStandby) => {
+            // Not even after a blackout, although it may have led last.
+            Some(StartRole::Standby | StartRole::CascadeStandby | StartRole::Pending) => {
                 let command = Command::RequestStandby;
                 node.tell_role(Input::Command { op: super::admin::START_OP, command });
             }
-            Some(StartRole::Pending) | None => {}
+            None => {}
         }
         node
     }

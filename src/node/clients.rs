@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::base::limits::CLIENT_OUTPUT_BYTES_SOFT;
-use crate::base::{Mono, Stamp};
+use crate::base::{Mono, NodeId, Stamp};
 use crate::exec::{
     self, CommitLevel, Engine, ExecState, LsnRequest, Mode, Outcome, RoleRequest, Session, WaitRequest,
     Writes, errors,
@@ -90,6 +90,8 @@ pub struct Clients {
     gates: BTreeMap<(Gate, Stamp), Vec<ConnId>>,
     /// Run again in the next turn.
     again: Vec<ConnId>,
+    /// Run again when writes go on.
+    held: Vec<ConnId>,
     pub(super) replicas_waiting: Vec<ConnId>,
     pub(super) lsn_waiting: Vec<ConnId>,
     /// Role commands that clients sent, and answers for those who wait.
@@ -145,6 +147,7 @@ impl Clients {
             next_session: 0,
             gates: BTreeMap::new(),
             again: Vec::new(),
+            held: Vec::new(),
             replicas_waiting: Vec::new(),
             lsn_waiting: Vec::new(),
             role_requests: Vec::new(),
@@ -276,7 +279,7 @@ impl<S: Seam> Node<S> {
                 Writes::Refused(errors::DISK_FULL)
             } else if self.too_few_voters() {
                 Writes::Refused(errors::NO_REPLICAS)
-            } else if self.data.store.delta_full() {
+            } else if self.writes_held || self.data.store.delta_full() {
                 Writes::Held
             } else {
                 Writes::Open
@@ -471,6 +474,11 @@ impl<S: Seam> Node<S> {
                 self.park(client.conn, miss);
                 false
             }
+            Outcome::Held if self.writes_held => {
+                client.waiting = Waiting::Turn;
+                self.clients.held.push(client.conn);
+                false
+            }
             Outcome::Held => {
                 self.wait_turn(client);
                 false
@@ -601,9 +609,13 @@ impl<S: Seam> Node<S> {
         for conn in std::mem::take(&mut self.clients.again) {
             self.resume_client(conn);
         }
-        if !std::mem::take(&mut self.gates_moved) {
-            return;
+        if std::mem::take(&mut self.gates_moved) {
+            self.open_gates(true);
         }
+    }
+
+    /// Lets replies go; `run`: clients whose replies left go on with what they sent meanwhile.
+    pub(super) fn open_gates(&mut self, run: bool) {
         let marks = self.current_marks();
         let mut open = Vec::new();
         for (gate, mark) in [
@@ -624,13 +636,40 @@ impl<S: Seam> Node<S> {
         }
         for conn in open {
             if let Some(mut client) = self.clients.take(conn) {
-                if client.input_bytes() > 0 {
+                if run && client.input_bytes() > 0 {
                     self.run_client(&mut client);
                 }
                 self.settle_client(client);
             }
         }
-        self.answer_waits();
+        if run {
+            self.answer_waits();
+        }
+    }
+
+    /// Writes go on: what waited for that runs in the next turn.
+    pub(super) fn run_held_clients(&mut self) {
+        let held = std::mem::take(&mut self.clients.held);
+        self.clients.again.extend(held);
+    }
+
+    /// This node leads no more. Commands that were held never ran: their clients are told where to go.
+    pub(super) fn redirect_held_clients(&mut self, successor: Option<NodeId>) {
+        let place = successor.and_then(|node| self.config.member(node)).map(|member| match member.client {
+            Some(addr) => format!("; the primary is node {} at {addr}", member.node),
+            None => format!("; the primary is node {} on host {}", member.node, member.host),
+        });
+        let text = format!(
+            "READONLY You can't write against a read only replica: this node has handed over{}",
+            place.unwrap_or_default()
+        );
+        for conn in std::mem::take(&mut self.clients.held) {
+            let Some(mut client) = self.clients.take(conn) else { continue };
+            client.waiting = Waiting::Nothing;
+            self.give_up_on(&mut client);
+            self.refuse_client(&mut client, &text);
+            self.settle_client(client);
+        }
     }
 
     pub(super) fn client_timers(&mut self) {

@@ -220,7 +220,7 @@ impl<S: Seam> Node<S> {
     /// On the primary: logs a checkpoint when enough log or delta has gathered. Only between groups: the record stands
     /// in front of everything else in its frame.
     pub(super) fn log_checkpoints(&mut self) {
-        if !self.serving || !self.log.wal.writer().is_empty() {
+        if !self.serving || self.writes_held || !self.log.wal.writer().is_empty() {
             return;
         }
         let end = self.log.wal.end().end;

@@ -44,7 +44,7 @@ mod streams;
 mod token;
 mod waits;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
@@ -55,7 +55,7 @@ use crate::config::Config;
 use crate::io::{Event, ListenerId, Op, Seam};
 use crate::metrics::Metrics;
 use crate::replication::Identity;
-use crate::role::{Effect, Input, RoleMachine};
+use crate::role::{CommandResult, Effect, Input, RoleMachine};
 use crate::store::StoreMemory;
 
 use control::{ControlMessage, StatusBoard};
@@ -107,6 +107,11 @@ pub struct Node<S: Seam> {
     role: RoleMachine,
     role_inputs: VecDeque<Input>,
     role_effects: Vec<Effect>,
+    /// Questions to the role machine from inside this process.
+    role_waiters: BTreeMap<u64, Box<dyn FnOnce(CommandResult) + Send>>,
+    role_asked: u64,
+    /// A switchover drains: no command that writes begins, no checkpoint is logged.
+    writes_held: bool,
     /// Between `StopAcks` and the next `Follow` or `Lead`.
     acks_stopped: bool,
     drain: Option<u64>,

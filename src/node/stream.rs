@@ -590,6 +590,8 @@ impl<S: Seam> Node<S> {
         slot.receiver.flushed(flushed);
         slot.receiver.applied(self.data.applied);
         let (conn, leader, session) = (slot.conn, slot.leader, slot.receiver.session());
+        let awaited = self.role.flush_awaited().is_some_and(|end| flushed.lsn() >= end);
+        let slot = self.streams.receiver.as_mut().expect("seen above");
         let commit = slot.receiver.redo_limit().lsn();
         let repaired = commit >= slot.begun_at && flushed.lsn() >= slot.begun_at;
         let allowed = !self.acks_stopped && self.role.may_ack(leader, session);
@@ -598,6 +600,9 @@ impl<S: Seam> Node<S> {
             self.links.send_in(&mut self.seam, conn, self.now, session, &Message::Ack(ack));
         }
         self.set_committed(commit);
+        if awaited {
+            self.tell_role(Input::CommitMoved);
+        }
         if repaired {
             self.check_repaired();
         }

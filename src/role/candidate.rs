@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::change::Stored;
 use super::control::DataStatus;
 use super::input::{
     Command, CommandResult, Done, Effect, Evidence, FastForwardFailure, LogView, Refusal, TermStart,
@@ -49,6 +50,8 @@ pub(super) struct Recruit {
     reports: BTreeMap<NodeId, Report>,
     leaders: BTreeMap<NodeId, LeaderSeen>,
     promises: BTreeMap<NodeId, Report>,
+    /// What the control store said last.
+    stored: Option<Stored>,
     pub(super) stage: Stage,
 }
 
@@ -137,6 +140,7 @@ impl Recruit {
             .values()
             .chain(self.promises.values())
             .map(|report| (&report.policy, &report.pending[..]))
+            .chain(self.stored.iter().map(|stored| (&stored.policy, &stored.pending[..])))
     }
 
     fn tallies(&self, reports: &BTreeMap<NodeId, Report>) -> Vec<Tally> {
@@ -203,6 +207,7 @@ impl RoleMachine {
             reports: BTreeMap::new(),
             leaders: BTreeMap::new(),
             promises: BTreeMap::new(),
+            stored: self.stored.clone(),
             stage: Stage::Dry { until: now + DRY_MAX, resend: now },
         }
     }
@@ -675,7 +680,15 @@ impl RoleMachine {
         if r.alone {
             let mut standbys = without_me(&newest.voters);
             standbys.extend(without_me(&newest.standbys));
-            let forced = Generation { number, voters: vec![me], k: 0, first: false, forced: true, standbys };
+            let forced = Generation {
+                number,
+                voters: vec![me],
+                k: 0,
+                first: false,
+                forced: true,
+                standbys,
+                absent: vec![],
+            };
             return Some(forced);
         }
         if newest.is_seed() && newest.lists(me.node, me.incarnation) {
@@ -692,7 +705,8 @@ impl RoleMachine {
         let leaves = std::mem::replace(&mut voters[absent.unwrap_or(newest.voters.len() - 1)], me);
         let mut standbys = without_me(&newest.standbys);
         standbys.push(leaves);
-        Some(Generation { number, voters, standbys, ..newest.clone() })
+        let absent = newest.absent.iter().copied().filter(|node| *node != me.node).collect();
+        Some(Generation { number, voters, standbys, absent, ..newest.clone() })
     }
 
     pub(super) fn term_appended(&mut self, start: Lsn, end: Lsn, out: &mut Vec<Effect>) {

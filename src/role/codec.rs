@@ -79,7 +79,12 @@ impl<'a> Reader<'a> {
         let forced = self.flag()?;
         let voters = self.members(VOTERS_MAX)?;
         let standbys = self.members(NODES_MAX)?;
-        let generation = Generation { number, voters, k, first, forced, standbys };
+        let count = usize::from(self.u8()?);
+        if count > standbys.len() {
+            return None;
+        }
+        let absent = (0..count).map(|_| self.node()).collect::<Option<Vec<_>>>()?;
+        let generation = Generation { number, voters, k, first, forced, standbys, absent };
         generation.is_sound().then_some(generation)
     }
     pub fn pending(&mut self) -> Option<Vec<PendingGeneration>> {
@@ -163,6 +168,8 @@ pub(super) trait Write {
         self.flag(v.forced);
         self.members(&v.voters);
         self.members(&v.standbys);
+        self.u8(v.absent.len() as u8);
+        v.absent.iter().for_each(|node| self.node(*node));
     }
     fn pending(&mut self, v: &[PendingGeneration]) {
         assert!(v.len() <= PENDING_MAX, "the machine keeps no more");

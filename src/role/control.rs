@@ -380,6 +380,7 @@ mod tests {
             first: true,
             forced: true,
             standbys: (10..=32).map(voter).collect(),
+            absent: (10..=32).map(NodeId).collect(),
         };
         state.pending = (0..PENDING_MAX as u64)
             .map(|i| PendingGeneration { generation: generation.clone(), start: Lsn(i), end: Lsn(i + 1) })

@@ -144,6 +144,8 @@ impl RoleMachine {
         out.push(Effect::Demote { reason: format!("{reason}; term {term} ends here"), successor });
         self.writes_held = false;
         self.switch_lost(out);
+        let stage = "this node leads no more; the generation may still be committed";
+        self.drop_change(Refusal::OutcomeUnknown { stage }, out);
         if let Some((op, _)) = op {
             let result = Err(Refusal::Superseded { term: self.control.promised });
             out.push(Effect::Reply { op, result });

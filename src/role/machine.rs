@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::candidate::{Recruit, Stage};
+use super::change::{Change, Stored};
 use super::control::{ControlState, DataStatus, Operation, Part};
 use super::follow::Adopt;
 use super::history::History;
@@ -164,6 +165,16 @@ pub struct RoleMachine {
     pub(super) away: Option<Away>,
     /// What the primary, about to hand over, wants to hear of.
     pub(super) prepare: Option<Prepare>,
+    /// A change of policy under way.
+    pub(super) change: Option<Box<Change>>,
+    /// A policy record that was ordered and not yet reported.
+    pub(super) recording: Option<(u64, Generation)>,
+    /// What the control store said last.
+    pub(super) stored: Option<Stored>,
+    /// When this leader last heard from each voter.
+    pub(super) voter_heard: BTreeMap<NodeId, Mono>,
+    /// When the voters are looked at again.
+    pub(super) voters_at: Mono,
     /// The last hand-over that reached this node.
     pub(super) handover: Option<(NodeId, u64)>,
     /// The last switchover question of another node, and its answer, should it ask again.
@@ -224,6 +235,11 @@ impl RoleMachine {
             away: None,
             prepare: None,
             handover: None,
+            change: None,
+            recording: None,
+            stored: None,
+            voter_heard: BTreeMap::new(),
+            voters_at: now,
             told: None,
             writes_held: false,
             queued: None,
@@ -342,6 +358,7 @@ impl RoleMachine {
             Input::Granted { from, incarnation, term, sent } => {
                 if self.leading() == Some(term) {
                     self.lease.granted(from, incarnation, sent, self.config.lease);
+                    self.voter_heard.insert(from, now);
                 }
             }
             Input::SessionRefused { promised, .. } => self.met_promise(now, promised, out),
@@ -359,7 +376,9 @@ impl RoleMachine {
             }
             Input::LogFailed => self.fail_log(out),
             Input::WritesHeld { ticket } => self.writes_stand_still(log, ticket, out),
-            Input::PolicyRecorded { .. } | Input::StoreAnswered { .. } | Input::StoreTold { .. } => {}
+            Input::PolicyRecorded { ticket, start, end } => self.policy_recorded(ticket, start, end, out),
+            Input::StoreAnswered { ticket, stored } => self.store_answered(ticket, stored),
+            Input::StoreTold { policy, pending } => self.stored = Some(Stored::new(policy, pending)),
         }
     }
 
@@ -387,6 +406,7 @@ impl RoleMachine {
                 self.highest = self.highest.max(promised.number);
                 if report.incarnation == incarnation {
                     self.switch_reported(from, attempt, leader, &report);
+                    self.change_reported(from, attempt, leader, &report);
                     self.dry_reply(now, from, attempt, leader, *report, out);
                 }
             }
@@ -458,13 +478,13 @@ impl RoleMachine {
         if let Command::Switchover { to, dry_run, timeout } = command {
             return self.switchover(now, op, to, dry_run, timeout, out);
         }
-        if matches!(command, Command::ChangePolicy(_)) {
-            out.push(Effect::Reply { op, result: Err(Refusal::Busy) });
-            return;
+        if let Command::ChangePolicy(wanted) = command {
+            return self.change_policy(now, op, wanted, out);
         }
         let recruiting = matches!(&self.work, Work::Recruit(recruit) if !recruit.gives_way());
         let wished = self.wish.as_ref().is_some_and(|wish| wish.op.is_some());
-        let busy = recruiting || self.queued.is_some() || wished || self.switch.is_some();
+        let busy =
+            recruiting || self.queued.is_some() || wished || self.switch.is_some() || self.change.is_some();
         if let Phase::Leading(leading) = &self.phase
             && leading.served
         {
@@ -490,7 +510,7 @@ impl RoleMachine {
     /// Runs whatever time or a finished step allows. True when something moved, so that the caller asks again.
     fn advance(&mut self, now: Mono, log: &LogView, out: &mut Vec<Effect>) -> bool {
         self.try_serve(log, out);
-        if self.advance_switch(now, log, out) {
+        if self.advance_switch(now, log, out) || self.advance_change(now, log, out) {
             return true;
         }
         match &self.work {
@@ -514,6 +534,7 @@ impl RoleMachine {
 
     fn tick(&mut self, now: Mono, out: &mut Vec<Effect>) {
         self.lead_tick(now, out);
+        self.look_at_voters(now);
         let silent = match &self.phase {
             Phase::Alone { since } => Some(*since),
             Phase::Following(following) => {
@@ -761,6 +782,7 @@ impl RoleMachine {
         self.step_down(Mono(0), "its log failed", None, out);
         self.abandon_work(Mono(0), Refusal::LogFailed, out);
         self.drop_switch(out);
+        self.drop_change(Refusal::LogFailed, out);
         let wish = self.wish.take().and_then(|wish| wish.op);
         let queued = self.queued.take().map(|(op, _, _)| op);
         for op in wish.into_iter().chain(queued) {

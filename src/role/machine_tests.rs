@@ -22,7 +22,7 @@ fn life(node: u16) -> Incarnation {
 
 fn generation(voters: &[u16], k: u8) -> Generation {
     let voters = voters.iter().map(|n| Voter { node: NodeId(*n), incarnation: life(*n) }).collect();
-    Generation { number: 1, voters, k, first: false, forced: false, standbys: vec![] }
+    Generation { number: 1, voters, k, first: false, forced: false, standbys: vec![], absent: vec![] }
 }
 
 fn history(entries: &[(u64, u64)]) -> History {

@@ -461,6 +461,7 @@ mod tests {
             first: true,
             forced: false,
             standbys: (10..=32).map(voter).collect(),
+            absent: (10..=32).map(NodeId).collect(),
         };
         let mut history = History::new();
         (0..256).for_each(|i| history.append(term(i + 1), Lsn(i)));

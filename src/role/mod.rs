@@ -24,6 +24,7 @@
 //! and a voter that granted a read lease makes a candidate wait until the grant ends.
 
 mod candidate;
+mod change;
 mod codec;
 pub mod control;
 mod follow;

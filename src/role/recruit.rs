@@ -100,7 +100,7 @@ mod tests {
             .iter()
             .map(|n| Voter { node: NodeId(*n), incarnation: Incarnation(u128::from(*n)) })
             .collect();
-        Generation { number, voters, k, first: false, forced: false, standbys: vec![] }
+        Generation { number, voters, k, first: false, forced: false, standbys: vec![], absent: vec![] }
     }
 
     fn report(node: u16, last_term: u64, end: u64) -> (NodeId, Report) {

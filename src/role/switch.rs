@@ -258,13 +258,14 @@ impl RoleMachine {
             stage: Stage::Ask { until: now + ASK_MAX.min(timeout), again: now },
         });
         let ready = matches!(&self.phase, Phase::Leading(l) if l.served && !l.held && !l.suspended);
-        let refusal = if self.switch.is_some() || !ready || !matches!(self.work, Work::None) {
-            Some(Refusal::Busy)
-        } else if let Some(pending) = self.control.pending.last() {
-            Some(Refusal::ChangePending { generation: pending.generation.number })
-        } else {
-            to.and_then(|node| self.unfit(node).map(|reason| Refusal::TargetUnfit { node, reason }))
-        };
+        let refusal =
+            if self.switch.is_some() || self.change.is_some() || !ready || !matches!(self.work, Work::None) {
+                Some(Refusal::Busy)
+            } else if let Some(pending) = self.control.pending.last() {
+                Some(Refusal::ChangePending { generation: pending.generation.number })
+            } else {
+                to.and_then(|node| self.unfit(node).map(|reason| Refusal::TargetUnfit { node, reason }))
+            };
         match refusal {
             Some(refusal) => self.close_switch(switch, Err(refusal), out),
             None => self.switch = Some(switch),

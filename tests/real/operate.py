@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import time
 
 from harness import Error, Sandbox, run, wait_for, want
@@ -256,6 +257,51 @@ def switchovers(world):
         return f"{times} switchovers, gap p50 {gap['p50']} ms, max {gap['max']} ms"
 
 
+def unfit_targets(world):
+    """Whom the configuration keeps from leading, and two operators at once."""
+    with Sandbox(world, "unfit", 4) as sandbox:
+        run(world.baton, "cluster", "stop", "--dir", sandbox.folder, ok=0)
+        tags = {2: "nofailover = true", 4: "upstream = 2"}
+        for node in sandbox.nodes:
+            with open(node.path("baton.toml"), encoding="utf-8") as file:
+                text = file.read()
+            for number, tag in tags.items():
+                text = text.replace(f"[[member]]\nnode = {number}\n", f"[[member]]\nnode = {number}\n{tag}\n")
+            with open(node.path("baton.toml"), "w", encoding="utf-8") as file:
+                file.write(text)
+        run(world.baton, "cluster", "start", "--dir", sandbox.folder, ok=0)
+        primary = sandbox.wait_primary()
+        want(primary.id in (1, 3), f"node {primary.id} leads, which it never should")
+        for node in sandbox.nodes[:3]:
+            refused(node, ("switchover", "--to", 2), "configured never to take over")
+            refused(node, ("switchover", "--to", 4), "cannot take over")
+        primary.kill()
+        refused(sandbox.node(2), ("failover",), "configured never to take over")
+        other = sandbox.node(4 - primary.id)
+        other.run("failover", ok=0)
+        primary.start()
+        sandbox.wait_standby(primary)
+        sandbox.wait_standby(sandbox.node(2))
+        # Two at once: never both, and never a cluster without a primary.
+        asked = [other, sandbox.node(2)]
+        pool = [
+            subprocess.Popen(
+                [world.baton, "switchover", "--to", str(primary.id), "-D", node.folder],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for node in asked
+        ]
+        ends = [(one.communicate(timeout=60)[1], one.returncode) for one in pool]
+        want(0 in [code for _, code in ends], f"two at once: none was done: {ends}")
+        want(all(code in (0, 4, 5) for _, code in ends), f"two at once: {ends}")
+        wait_for(lambda: primary.role() == ("Primary", "Normal"), 20, sandbox.roles)
+        with primary.client() as client:
+            want(client.do("SET", "x", 1) == b"OK", "writes do not go on")
+        return f"two at once ended with exit codes {sorted(code for _, code in ends)}"
+
+
 def policies(world):
     with Sandbox(world, "policy", 3) as sandbox:
         one, two = sandbox.wait_primary(), sandbox.node(2)
@@ -285,4 +331,5 @@ def checks(report, world):
     report.check("a delayed standby shows the past and leads with everything", delayed_standby, world)
     report.check("wrong role and policy commands are refused in one sentence", wrong_commands, world)
     report.check("switchovers there and back under load lose nothing", switchovers, world)
+    report.check("unfit targets are refused by name, two operators at once do no harm", unfit_targets, world)
     report.check("a policy is changed from any node, once, and kept", policies, world)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Event, MS, World, fresh};
 use crate::base::{Incarnation, Lsn, NodeId};
-use crate::role::input::Command;
+use crate::role::input::{Command, PolicyChange};
 use crate::role::machine::RoleMachine;
 use crate::role::policy::{Generation, SyncPolicy};
 use crate::role::state::State;
@@ -92,6 +92,9 @@ impl World {
             _ => {
                 let force = self.rng.chance(0.3);
                 let alone = self.plan.lossy && self.rng.chance(0.3);
+                if self.plan.changes && self.rng.chance(0.5) {
+                    return self.change_policy();
+                }
                 let command = if self.rng.chance(0.4) {
                     let to = self.rng.chance(0.5).then(|| self.nodes[node].id);
                     let timeout = Duration::from_millis(self.rng.between(50, 3000));
@@ -110,6 +113,35 @@ impl World {
                     self.command(rival, command);
                 }
             }
+        }
+    }
+
+    /// Some voters, some copies; most often what a running cluster would be asked for.
+    fn change_policy(&mut self) {
+        let leader = self.nodes.iter().position(|n| n.machine.as_ref().is_some_and(RoleMachine::serving));
+        let Some(node) = leader else { return };
+        let mut voters = vec![self.nodes[node].id];
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            if self.rng.chance(0.6) {
+                voters.push(self.nodes[other].id);
+            }
+        }
+        // With one copy only, a dead disk loses what was acknowledged: that is asked for when losses are looked for.
+        let most = voters.len() as u64 - 1;
+        let k = self.rng.between(most.min(1), most.min(2)) as u8;
+        let wanted = PolicyChange {
+            expected_generation: 0,
+            voters,
+            k,
+            first: self.rng.chance(0.2),
+            force: self.rng.chance(0.1),
+            dry_run: self.rng.chance(0.05),
+        };
+        self.command(node, Command::ChangePolicy(wanted));
+        if self.rng.chance(0.4) {
+            self.crash(node);
+            let pause = self.rng.between(500, 3000);
+            self.at(pause, Event::Restart { node });
         }
     }
 

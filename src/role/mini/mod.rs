@@ -54,6 +54,7 @@ enum Event {
     Client,
     Fault,
     Restart { node: usize },
+    Store { node: usize, run: u64, ticket: u64, policy: Box<(Generation, Option<Generation>)> },
 }
 
 struct Pulling {
@@ -95,6 +96,10 @@ struct Plan {
     pub lossy: bool,
     /// Operators ask two nodes at once.
     pub duels: bool,
+    /// Operators change the policy, and silent voters lose their vote for a while.
+    pub changes: bool,
+    /// A control store is told of the policy, and recruits read it.
+    pub store: bool,
     pub fault_ms: u64,
 }
 
@@ -114,6 +119,7 @@ struct World {
     pub traits: BTreeMap<NodeId, Traits>,
     /// Writes whose clients were told that the outcome is unknown.
     pub in_doubt: usize,
+    pub store: Option<(Generation, Option<Generation>)>,
     /// Commands not answered yet: where, in which run, since when.
     asked: BTreeMap<u64, (usize, u64, Mono)>,
     committed: Vec<(Term, u64)>,
@@ -173,6 +179,7 @@ impl World {
             wiped: false,
             traits: BTreeMap::new(),
             in_doubt: 0,
+            store: None,
             asked: BTreeMap::new(),
             committed: Vec::new(),
             acked: 0,
@@ -278,6 +285,9 @@ impl World {
                 self.fault();
                 let pause = self.rng.between(50, self.plan.fault_ms);
                 self.at(pause, Event::Fault);
+            }
+            Event::Store { node, run, ticket, policy } if alive(self, node, run) => {
+                self.store_policy(node, ticket, *policy);
             }
             Event::Restart { node } if self.nodes[node].machine.is_none() => self.start(node),
             _ => {}
@@ -393,7 +403,13 @@ impl World {
                 return Some(Input::WritesHeld { ticket });
             }
             Effect::ResumeWrites => self.nodes[node].held = false,
-            Effect::AppendPolicy { .. } | Effect::StorePolicy { .. } => {}
+            Effect::AppendPolicy { ticket, generation } => {
+                return Some(self.append_policy(node, ticket, &generation));
+            }
+            Effect::StorePolicy { ticket, policy, pending } => {
+                let policy = Box::new((*policy, pending.map(|pending| *pending)));
+                self.soon(Event::Store { node, run, ticket, policy });
+            }
         }
         None
     }
@@ -413,6 +429,36 @@ impl World {
         let end = Lsn(self.nodes[node].log.len() as u64);
         assert_eq!(start.previous_end, Lsn(first as u64));
         Input::TermAppended { start: Lsn(first as u64), end }
+    }
+
+    fn append_policy(&mut self, node: usize, ticket: u64, bytes: &[u8]) -> Input {
+        let machine = self.nodes[node].machine.as_ref().expect("it is up");
+        let term = machine.leading().expect("only a leader appends a policy");
+        let generation = Generation::decode(bytes).expect("the machine encodes sound generations");
+        let start = Lsn(self.nodes[node].log.len() as u64);
+        self.append(node, term, Some((generation, start)));
+        Input::PolicyRecorded { ticket, start, end: Lsn(start.0 + 1) }
+    }
+
+    /// The control store takes a policy unless it holds a newer one; sometimes the answer is lost.
+    fn store_policy(&mut self, node: usize, ticket: u64, policy: (Generation, Option<Generation>)) {
+        let newer = self.store.as_ref().is_some_and(|(held, _)| held.number > policy.0.number);
+        let stored = !newer && !self.rng.chance(0.05);
+        if stored {
+            self.store = Some(policy);
+        }
+        if !self.rng.chance(0.05) {
+            self.input(node, Input::StoreAnswered { ticket, stored });
+        }
+    }
+
+    /// A node reads the store before it may recruit.
+    fn tell_store(&mut self, node: usize) {
+        if let Some((policy, pending)) = self.store.clone()
+            && self.nodes[node].machine.is_some()
+        {
+            self.input(node, Input::StoreTold { policy, pending });
+        }
     }
 
     fn append(&mut self, node: usize, term: Term, policy: Option<(Generation, Lsn)>) {
@@ -471,6 +517,7 @@ impl World {
         self.next_op += 1;
         let op = self.next_op;
         self.asked.insert(op, (node, self.nodes[node].run, self.now));
+        self.tell_store(node);
         self.input(node, Input::Command { op, command });
         op
     }
@@ -499,8 +546,8 @@ impl World {
             cascade: false,
             lease: LEASE,
             traits: self.traits.clone(),
-            voter_timeout: None,
-            store: false,
+            voter_timeout: self.plan.changes.then_some(Duration::from_millis(1800)),
+            store: self.plan.store,
             seed,
         };
         n.machine = Some(RoleMachine::new(config, chosen.state, self.now));
@@ -517,6 +564,7 @@ impl World {
         }
         self.at(0, Event::Tick { node, run });
         self.at(0, Event::Heartbeat { node, run });
+        self.tell_store(node);
         for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
             self.soon(Event::PeerUp { node, peer });
             self.soon(Event::PeerUp { node: peer, peer: node });

@@ -6,7 +6,18 @@ use crate::role::machine::RoleMachine;
 use crate::role::state::{Role, State};
 
 fn world(nodes: u16) -> World {
-    World::new(11, Plan { nodes, wipes: false, lossy: false, duels: false, fault_ms: 1000 })
+    World::new(
+        11,
+        Plan {
+            nodes,
+            wipes: false,
+            lossy: false,
+            duels: false,
+            changes: false,
+            store: false,
+            fault_ms: 1000,
+        },
+    )
 }
 
 const REQUEST: Command = Command::RequestPrimary { alone: false, force: false };

@@ -10,8 +10,16 @@ use crate::role::machine::{RoleMachine, Traits};
 use crate::role::state::{Role, State};
 
 fn started(seed: u64, nodes: u16) -> World {
-    let mut world =
-        World::new(seed, Plan { nodes, wipes: false, lossy: false, duels: false, fault_ms: 1000 });
+    let plan = Plan {
+        nodes,
+        wipes: false,
+        lossy: false,
+        duels: false,
+        changes: false,
+        store: false,
+        fault_ms: 1000,
+    };
+    let mut world = World::new(seed, plan);
     world.command(0, Command::RequestPrimary { alone: false, force: false });
     pass(&mut world, 3000);
     assert_eq!(primary(&world), Some(0), "{}", world.describe());
@@ -142,7 +150,7 @@ fn a_preferred_standby_is_chosen() {
 #[test]
 fn a_target_that_is_cut_off_ends_in_one_primary() {
     let (mut aborted, mut done) = (0, 0);
-    for after in (0..60).map(|step| step * 4) {
+    for after in (0..60).map(|step| step * 12) {
         let mut world = started(100 + after, 3);
         let term = term_of(&world, 0);
         let op = world.command(0, switchover(Some(2)));

@@ -10,6 +10,8 @@ fn plan(seed: u64) -> Plan {
         wipes: seed.is_multiple_of(3),
         lossy: false,
         duels: seed % 4 == 3,
+        changes: !seed.is_multiple_of(3) && seed.is_multiple_of(2),
+        store: seed.is_multiple_of(4),
         fault_ms: [400, 1500][(seed / 7 % 2) as usize],
     }
 }
@@ -54,6 +56,8 @@ enum Shows {
     UnsafeWhenWiped,
     /// An oracle sees it soonest when operators ask two nodes at once.
     UnsafeInDuels,
+    /// An oracle sees it soonest in a cluster of four whose policy changes and whose recruits read a store.
+    UnsafeWithStore,
     /// The cluster never recovers, or the machine's own assertions stop it first.
     Stuck,
 }
@@ -71,6 +75,10 @@ fn finds(bug: Bug, shows: Shows) {
         }
         if shows == Shows::UnsafeInDuels {
             (plan.duels, plan.nodes) = (true, 3);
+        }
+        if shows == Shows::UnsafeWithStore {
+            (plan.wipes, plan.nodes) = (false, 4);
+            (plan.changes, plan.store) = (true, true);
         }
         let outcome = std::panic::catch_unwind(|| run(seed, plan).map(|_| ()));
         match outcome {
@@ -105,5 +113,6 @@ finds! {
     finds_reads_without_a_lease: ReadWithoutLease, Unsafe;
     finds_service_before_the_term_starts: ServeBeforeTermStartCommits, Unsafe;
     finds_a_promoted_laggard: PromoteTheLaggard, Unsafe;
+    finds_a_policy_published_too_early: PublishPolicyInWrongOrder, UnsafeWithStore;
     finds_a_cut_below_the_known_commit: TruncateBelowKnownCommit, UnsafeWhenForced;
 }
