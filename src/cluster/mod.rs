@@ -9,9 +9,11 @@
 //! - a number that is not known is absent (`null`), never zero;
 //! - field names and words are stable: `docs/json.md` is their contract.
 
+pub mod control_store;
 pub mod history;
 pub mod query;
 pub mod status;
+
 mod text;
 
 pub use history::{History, HistoryRow};

@@ -594,3 +594,48 @@ fn a_leader_that_promised_commits_answers_and_grants_nothing_more() {
     assert!(!bench.machine.may_read(bench.now) && bench.machine.lease_until().is_none());
     assert_eq!((bench.machine.role(), bench.machine.state()), (Role::Primary, State::WaitPromoting));
 }
+
+fn numbered(number: u64, voters: &[u16]) -> Generation {
+    Generation { number, ..generation(voters, 1) }
+}
+
+#[test]
+fn two_generations_that_wait_both_bind_and_the_log_decides_which_stay() {
+    let mut bench = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
+    let policy = |number, voters: &[u16], start, end| Input::PolicyAppended {
+        generation: numbered(number, voters),
+        start: Lsn(start),
+        end: Lsn(end),
+    };
+    bench.give(policy(2, &[1, 2], 82, 83));
+    bench.give(policy(3, &[2, 3], 90, 91));
+    let waiting = |bench: &Bench| -> Vec<u64> {
+        bench.machine.control().pending.iter().map(|pending| pending.generation.number).collect()
+    };
+    assert_eq!(waiting(&bench), [2, 3]);
+    assert_eq!(bench.machine.control().policy.number, 1, "nothing is known to be committed");
+    assert_eq!(bench.machine.ack_limit(), Lsn(82), "not durable yet");
+    bench.log.committed = CommittedLsn(Lsn(85));
+    bench.give(Input::CommitMoved);
+    assert_eq!((waiting(&bench), bench.machine.control().policy.number), (vec![3], 2));
+    // The log went another way from 90 on: another record may stand there.
+    bench.give(policy(4, &[1, 3], 90, 92));
+    assert_eq!(waiting(&bench), [4]);
+    bench.log.committed = CommittedLsn(Lsn(92));
+    bench.give(Input::CommitMoved);
+    assert_eq!((waiting(&bench), bench.machine.control().policy.number), (vec![], 4));
+}
+
+#[test]
+fn a_generation_too_many_is_never_acknowledged() {
+    let mut bench = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
+    bench.log.end = Lsn(300);
+    bench.log.flushed = FlushedLsn(Lsn(300));
+    for number in 2..10 {
+        let (start, end) = (Lsn(100 + number * 10), Lsn(101 + number * 10));
+        bench.give(Input::PolicyAppended { generation: numbered(number, &[1, 2]), start, end });
+    }
+    bench.persisted();
+    assert_eq!(bench.machine.control().pending.len(), crate::base::limits::PENDING_MAX);
+    assert_eq!(bench.machine.ack_limit(), Lsn(180));
+}

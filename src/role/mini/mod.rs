@@ -4,11 +4,12 @@
 mod faults;
 mod net;
 mod oracle;
+mod policies;
 mod stories;
 mod switchovers;
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::base::{ClusterId, CommittedLsn, FlushedLsn, Incarnation, Lsn, Mono, NodeId, Prng, Term};
@@ -16,6 +17,10 @@ use crate::role::control::{self, ControlCopy, ControlState, DataStatus};
 use crate::role::input::{Command, CommandResult, Effect, Input, LogView};
 use crate::role::machine::{RoleConfig, RoleMachine, Traits};
 use crate::role::policy::{Generation, SyncPolicy};
+use crate::role::state::{Role, State};
+
+/// What a node shows.
+type Shown = (Role, State);
 
 const MS: u64 = 1_000_000;
 const LEASE: Duration = Duration::from_millis(1000);
@@ -79,6 +84,7 @@ struct Node {
     serving: bool,
     /// No client write begins.
     held: bool,
+    shown: Shown,
     acks: BTreeMap<NodeId, (Incarnation, Lsn)>,
     led: Option<Term>,
     /// The session in which data was last accepted, and the newest heartbeat in it.
@@ -119,6 +125,8 @@ struct World {
     pub traits: BTreeMap<NodeId, Traits>,
     /// Writes whose clients were told that the outcome is unknown.
     pub in_doubt: usize,
+    /// Shown moves that were made.
+    pub moves: BTreeSet<(Shown, Shown)>,
     pub store: Option<(Generation, Option<Generation>)>,
     /// Commands not answered yet: where, in which run, since when.
     asked: BTreeMap<u64, (usize, u64, Mono)>,
@@ -155,6 +163,7 @@ impl World {
                     stopped: false,
                     serving: false,
                     held: false,
+                    shown: (Role::Pending, State::Starting),
                     acks: BTreeMap::new(),
                     led: None,
                     session: None,
@@ -179,6 +188,7 @@ impl World {
             wiped: false,
             traits: BTreeMap::new(),
             in_doubt: 0,
+            moves: BTreeSet::new(),
             store: None,
             asked: BTreeMap::new(),
             committed: Vec::new(),
@@ -397,7 +407,11 @@ impl World {
                 }
                 self.replies.push((op, result));
             }
-            Effect::Changed { .. } | Effect::Evidence(_) | Effect::Latch { .. } => {}
+            Effect::Changed { role, state } => {
+                let from = std::mem::replace(&mut self.nodes[node].shown, (role, state));
+                self.moves.insert((from, (role, state)));
+            }
+            Effect::Evidence(_) | Effect::Latch { .. } => {}
             Effect::HoldWrites { ticket, .. } => {
                 self.nodes[node].held = true;
                 return Some(Input::WritesHeld { ticket });
@@ -443,11 +457,12 @@ impl World {
     /// The control store takes a policy unless it holds a newer one; sometimes the answer is lost.
     fn store_policy(&mut self, node: usize, ticket: u64, policy: (Generation, Option<Generation>)) {
         let newer = self.store.as_ref().is_some_and(|(held, _)| held.number > policy.0.number);
-        let stored = !newer && !self.rng.chance(0.05);
+        let flaky = !self.calm;
+        let stored = !newer && !(flaky && self.rng.chance(0.05));
         if stored {
             self.store = Some(policy);
         }
-        if !self.rng.chance(0.05) {
+        if !(flaky && self.rng.chance(0.05)) {
             self.input(node, Input::StoreAnswered { ticket, stored });
         }
     }
@@ -550,7 +565,9 @@ impl World {
             store: self.plan.store,
             seed,
         };
-        n.machine = Some(RoleMachine::new(config, chosen.state, self.now));
+        let machine = RoleMachine::new(config, chosen.state, self.now);
+        n.shown = (machine.role(), machine.state());
+        n.machine = Some(machine);
         (n.stopped, n.serving, n.held, n.led, n.session) = (false, false, false, None, None);
         let run = n.run;
         let records: Vec<_> = n
