@@ -150,3 +150,60 @@ fn a_sandbox_lives_fails_over_and_goes_away() {
     assert_eq!(json(&["sandbox", "status", "--dir", lab.path()], 3)["cluster_state"], "Unavailable");
     assert_eq!(json(&up, 0)["cluster_state"], "Normal", "a whole cluster starts again");
 }
+
+#[test]
+fn what_an_operator_changes_is_done_once_and_remembered() {
+    let lab = Lab::new("operate");
+    json(&["sandbox", "up", "--dir", lab.path(), "--nodes", "3"], 0);
+    let (one, two) = (lab.node(1), lab.node(2));
+    let policy = json(&["policy", "show", "-D", &two], 0);
+    assert_eq!((&policy["failures_survived"], &policy["writes_survive"]), (&1.into(), &1.into()), "{policy}");
+    assert_eq!(policy, json(&["policy", "show", "-D", &one], 0), "a standby asks the primary");
+
+    for node in [&one, &two] {
+        let refused = json(&["switchover", "-D", node, "--to", "9"], 4);
+        assert!(refused["error"]["message"].as_str().unwrap().contains("no member"), "{refused}");
+        json(&["switchover", "-D", node, "--expect-term", "99"], 4);
+        json(&["policy", "set", "ANY 7 (1, 2, 3)", "-D", node], 4);
+    }
+    json(&["start", "-D", &one, "-M", "standby"], 4);
+    json(&["start", "-D", &two, "-M", "cascade_standby"], 2);
+    json(&["failover", "-D", &two, "--force", "--expect-term", "99"], 4);
+    assert_eq!(json(&["policy", "show", "-D", &one], 0), policy, "refusals change nothing");
+
+    let file = lab.dir.join("1").join("baton.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("commit_timeout = \"7s\"\nlog_level = \"debug\"\n{text}")).unwrap();
+    let reloaded = json(&["reload", "-D", &one], 0);
+    assert_eq!(reloaded["applied"][0]["key"], "commit_timeout", "{reloaded}");
+    assert_eq!(reloaded["restart"][0]["key"], "log_level", "{reloaded}");
+
+    let stopped = json(&["cluster", "stop", "--dir", lab.path()], 0);
+    assert!(stopped["standbys"].as_array().unwrap().iter().all(|row| row["holds"] == true), "{stopped}");
+    let rows = json(&["cluster", "history", "-D", &one], 0)["rows"].clone();
+    let whats: Vec<&str> = rows.as_array().unwrap().iter().map(|row| row["what"].as_str().unwrap()).collect();
+    for what in ["start", "role", "serve", "config", "stop"] {
+        assert!(whats.contains(&what), "{what} is missing in {whats:?}, read while the node is down");
+    }
+    assert_eq!(json(&["inspect", "tail", "-D", &one], 0)["tails"], serde_json::json!([]));
+    let primary = json(&["cluster", "start", "--dir", lab.path()], 0)["primary"].as_u64().unwrap();
+    assert!((1..=3).contains(&primary));
+}
+
+#[test]
+fn a_switchover_goes_there_and_back() {
+    let lab = Lab::new("switchover");
+    json(&["sandbox", "up", "--dir", lab.path(), "--nodes", "3"], 0);
+    let two = lab.node(2);
+    let dry = json(&["switchover", "-D", &two, "--dry-run"], 0);
+    assert_eq!(dry["dry_run"], true, "{dry}");
+    let once = ["switchover", "-D", &two, "--expect-term", "1", "--op", "once"];
+    let done = json(&once, 0);
+    assert_eq!((&done["leader"], &done["term"]), (&2.into(), &2.into()), "{done}");
+    assert_eq!(json(&once, 0), done, "the same op id: the same answer, although the term has moved on");
+    json(&["switchover", "-D", &two, "--expect-term", "1"], 4);
+    let report = json(&["drill", "--dir", lab.path(), "--times", "2", "--writers", "4"], 0);
+    assert_eq!((&report["completed"], &report["lost"]), (&2.into(), &0.into()), "{report}");
+    let refused = json(&["switchover", "-D", &lab.node(1), "--to", "2"], 4);
+    assert!(refused["error"]["message"].as_str().unwrap().contains("primary already"), "{refused}");
+}

@@ -292,7 +292,7 @@ fn every_key_is_documented_as_it_is() {
 
 #[test]
 fn every_admin_verb_and_error_code_is_documented() {
-    use baton::admin::{ErrorCode, Failover, StopMode, Verb};
+    use baton::admin::{ErrorCode, Failover, PolicySet, StopMode, Switchover, Verb, WantedRole};
     let text = read("docs/admin.md");
     let documented = documented(&text);
     let verbs = [
@@ -301,6 +301,11 @@ fn every_admin_verb_and_error_code_is_documented() {
         Verb::Query,
         Verb::ClusterStatus { detail: false },
         Verb::Failover(Failover::default()),
+        Verb::Switchover(Switchover::default()),
+        Verb::PolicySet(PolicySet::default()),
+        Verb::Role { role: WantedRole::Standby, alone: false },
+        Verb::History { limit: 0 },
+        Verb::Reload { text: String::new(), folder: String::new() },
         Verb::Stop { mode: StopMode::Fast },
         Verb::WalKeepers,
         Verb::ConfigShow,

@@ -15,7 +15,7 @@ pub mod response;
 pub mod wire;
 
 pub use ops::{Admitted, OpTable};
-pub use request::{Failover, Request, StopMode, Verb};
+pub use request::{Failover, PolicySet, Request, StopMode, Switchover, Verb, WantedRole};
 pub use response::{AdminError, ErrorCode, Exit, Keeper, Response, WalKeepers};
 pub use wire::{LineSplitter, decode_request, decode_response, encode_request, encode_response};
 

@@ -33,6 +33,44 @@ pub struct Failover {
     pub timeout_ms: u64,
 }
 
+/// A role that is asked for with `-M`: a request, never an order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WantedRole {
+    Primary,
+    Standby,
+    CascadeStandby,
+    /// Streams from nobody until it is told its role.
+    Pending,
+}
+
+/// Hands the primary's work to another node without losing anything (`protocol` 6). Any node may be asked.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Switchover {
+    /// Who shall lead; without it a standby means itself, and a primary chooses.
+    pub to: Option<u16>,
+    pub dry_run: bool,
+    /// Do it only if the newest known term has this number.
+    pub expect_term: Option<u64>,
+    /// Writes are held at most that long, 0 for the default; then it is undone.
+    pub timeout_ms: u64,
+}
+
+/// Puts another policy generation into force. The primary is asked; a standby passes it on.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicySet {
+    /// `ANY k (1, 2, 3)` or `FIRST k (...)`.
+    pub rule: String,
+    /// Do it only if this generation is in force; 0 for whatever it is.
+    pub expect_generation: u64,
+    /// Accept fewer copies although no control store decides it.
+    pub force: bool,
+    pub dry_run: bool,
+    pub timeout_ms: u64,
+}
+
 /// What is asked.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
@@ -49,6 +87,25 @@ pub enum Verb {
         detail: bool,
     },
     Failover(Failover),
+    Switchover(Switchover),
+    PolicySet(PolicySet),
+    /// A role for a node that runs.
+    Role {
+        role: WantedRole,
+        #[serde(default)]
+        alone: bool,
+    },
+    /// Role and policy changes that this node wrote down ([`crate::cluster::History`]).
+    History {
+        #[serde(default)]
+        limit: usize,
+    },
+    /// A configuration file's text: what can be changed while the node runs is changed.
+    Reload {
+        text: String,
+        /// Where the file lies, for relative paths.
+        folder: String,
+    },
     Stop {
         #[serde(default)]
         mode: StopMode,
@@ -69,13 +126,35 @@ const FAILOVER_DEFAULT: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(5);
 const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
+const SWITCHOVER_DEFAULT: Duration = Duration::from_secs(5);
+const SWITCHOVER_TAIL: Duration = Duration::from_secs(16);
+const POLICY_DEFAULT: Duration = Duration::from_secs(15);
+const ROLE: Duration = Duration::from_secs(16);
+
+fn limited(ms: u64, default: Duration) -> Duration {
+    match ms {
+        0 => default,
+        ms => Duration::from_millis(ms).min(TIMEOUT_MAX),
+    }
+}
+
+impl Switchover {
+    /// How long writes may be held.
+    pub fn timeout(&self) -> Duration {
+        limited(self.timeout_ms, SWITCHOVER_DEFAULT)
+    }
+}
+
+impl PolicySet {
+    pub fn timeout(&self) -> Duration {
+        limited(self.timeout_ms, POLICY_DEFAULT)
+    }
+}
+
 impl Failover {
     /// How long the node tries.
     pub fn timeout(&self) -> Duration {
-        match self.timeout_ms {
-            0 => FAILOVER_DEFAULT,
-            ms => Duration::from_millis(ms).min(TIMEOUT_MAX),
-        }
+        limited(self.timeout_ms, FAILOVER_DEFAULT)
     }
 }
 
@@ -88,6 +167,11 @@ impl Verb {
             Verb::Query => "query",
             Verb::ClusterStatus { .. } => "cluster_status",
             Verb::Failover(_) => "failover",
+            Verb::Switchover(_) => "switchover",
+            Verb::PolicySet(_) => "policy_set",
+            Verb::Role { .. } => "role",
+            Verb::History { .. } => "history",
+            Verb::Reload { .. } => "reload",
             Verb::Stop { .. } => "stop",
             Verb::WalKeepers => "wal_keepers",
             Verb::ConfigShow => "config_show",
@@ -100,7 +184,9 @@ impl Verb {
     pub fn changes(&self) -> bool {
         match self {
             Verb::Failover(failover) => !failover.dry_run,
-            Verb::Stop { .. } => true,
+            Verb::Switchover(switchover) => !switchover.dry_run,
+            Verb::PolicySet(policy) => !policy.dry_run,
+            Verb::Role { .. } | Verb::Reload { .. } | Verb::Stop { .. } => true,
             _ => false,
         }
     }
@@ -109,6 +195,10 @@ impl Verb {
     pub fn patience(&self) -> Duration {
         match self {
             Verb::Failover(failover) => failover.timeout() + Duration::from_secs(1),
+            // Behind the point of no return the end is awaited beyond the time for which writes are held.
+            Verb::Switchover(switchover) => switchover.timeout() + SWITCHOVER_TAIL,
+            Verb::PolicySet(policy) => policy.timeout() + Duration::from_secs(1),
+            Verb::Role { .. } => ROLE,
             Verb::Stop { mode: StopMode::Fast } => STOP,
             _ => QUICK,
         }

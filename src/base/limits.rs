@@ -43,6 +43,12 @@ pub const VOTERS_MAX: usize = 9;
 /// Entries of the term history kept in the control file.
 pub const HISTORY_MAX: usize = 256;
 
+/// Policy generations in a log that are not known to be committed. A correct leader leaves one, and one more for each
+/// forced takeover behind it.
+pub const PENDING_MAX: usize = 6;
+/// How far behind the target of a switchover may be when it is asked for.
+pub const SWITCHOVER_LAG_BYTES_MAX: u64 = 32 << 20;
+
 /// Clients served at once when the configuration says nothing.
 pub const CLIENTS_DEFAULT: usize = 10_000;
 /// A request before authentication: arguments and bytes (the Valkey rule).
@@ -85,6 +91,10 @@ pub const OP_ID_BYTES_MAX: usize = 64;
 pub const OPS_REMEMBERED_MAX: usize = 256;
 /// Callers that may wait for the answer of one and the same change.
 pub const OP_WAITERS_MAX: usize = 16;
+/// Requests passed on to another node and not answered yet.
+pub const PASSED_ON_MAX: usize = 16;
+/// Connections that wait for an LSN at once.
+pub const LSN_WAITERS_MAX: usize = 4096;
 /// Connections to the admin socket, and to the HTTP port, at once.
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// Requests on their way from the control thread to the node's loop.
@@ -95,6 +105,9 @@ pub const HTTP_HEAD_BYTES_MAX: usize = 8 << 10;
 pub const LOG_FILE_BYTES_MAX: u64 = 16 << 20;
 pub const LOG_FILES_KEPT: usize = 5;
 pub const LOG_QUEUE_MAX: usize = 4096;
+/// Rows of role and policy changes in memory, and the size of their file before it moves aside.
+pub const HISTORY_ROWS_MAX: usize = 512;
+pub const HISTORY_FILE_BYTES_MAX: u64 = 256 << 10;
 /// Connections of one load run, and the error words it tells apart.
 pub const LOAD_CLIENTS_MAX: usize = 20_000;
 pub const LOAD_ERROR_WORDS_MAX: usize = 32;

@@ -10,13 +10,15 @@
 //! - field names and words are stable: `docs/json.md` is their contract.
 
 pub mod control_store;
+pub mod history;
 pub mod query;
 pub mod status;
 
 mod text;
 
-pub use query::{Channel, HaState, QueryStatus, ReceiverInfo, SenderInfo};
+pub use history::{History, HistoryRow};
+pub use query::{Channel, HaState, QueryStatus, ReceiverInfo, SenderInfo, sync_percent};
 pub use status::{
     ClusterState, ClusterStatus, NodeState, NodeStatus, PolicyStatus, Role, StaticRole, SyncState,
-    cluster_state, merge,
+    cluster_state, merge, spare_in_words,
 };

@@ -24,7 +24,10 @@ pub struct Channel {
 /// One standby that streams from this node.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct SenderInfo {
+    /// The process that sends: one loop serves all standbys.
+    pub pid: u32,
     pub node: u16,
+    pub local_role: Role,
     pub peer_role: Role,
     pub peer_state: NodeState,
     /// `Catchup`, `Streaming`, ...
@@ -35,22 +38,37 @@ pub struct SenderInfo {
     pub applied_lsn: u64,
     pub lag_bytes: u64,
     pub lag_ms: Option<u64>,
+    /// How much of the log is flushed there, in whole percent.
+    pub sync_percent: u8,
+    /// When it will have caught up at its present speed; absent while the lag does not shrink.
+    pub catchup_eta_ms: Option<u64>,
     pub sync_state: SyncState,
+    /// Place in the order of `FIRST`; 1 under `ANY`; 0 when its acknowledgements do not count.
     pub sync_priority: u32,
+    /// It applies that much later on purpose.
+    pub apply_delay_ms: Option<u64>,
     pub channel: Channel,
 }
 
 /// The stream that this node receives.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct ReceiverInfo {
+    pub pid: u32,
     pub node: u16,
+    pub local_role: Role,
     pub peer_role: Role,
     pub peer_state: NodeState,
     pub state: String,
+    /// End of the leader's log as last told, and its own word about the rest when it was heard lately.
+    pub sender_sent_lsn: u64,
+    pub sender_flushed_lsn: Option<u64>,
+    pub sender_applied_lsn: Option<u64>,
     pub received_lsn: u64,
     pub written_lsn: u64,
     pub flushed_lsn: u64,
     pub applied_lsn: u64,
+    pub sync_percent: u8,
+    pub catchup_eta_ms: Option<u64>,
     pub channel: Channel,
 }
 
@@ -64,4 +82,18 @@ pub struct QueryStatus {
     pub receiver: Option<ReceiverInfo>,
     /// Voters that may still be lost before a failover cannot find its quorum; absent when nobody knows.
     pub failures_survived: Option<usize>,
+    /// Voters that may still be lost while writes go on; absent likewise.
+    pub writes_survive: Option<usize>,
+    /// Written to the own log, flushed or not.
+    pub written_lsn: u64,
+    /// This standby applies that much later on purpose.
+    pub apply_delay_ms: Option<u64>,
+}
+
+/// Whole percent of a log that are there; 100 only when all is.
+pub fn sync_percent(reached: u64, end: u64) -> u8 {
+    if end == 0 || reached >= end {
+        return 100;
+    }
+    u8::try_from(u128::from(reached) * 100 / u128::from(end)).map_or(99, |percent| percent.min(99))
 }

@@ -174,8 +174,30 @@ pub struct PolicyStatus {
     pub voters: Vec<u16>,
     /// Voters besides the leader that must hold a write.
     pub k: usize,
-    /// Voters that may still be lost before a failover cannot find its quorum.
-    pub failures_survived: usize,
+    /// Voters that may still be lost before a failover cannot find its quorum. Only the primary knows who is there:
+    /// absent when it was not heard.
+    pub failures_survived: Option<usize>,
+    /// Voters that may still be lost while writes go on; absent likewise.
+    #[serde(default)]
+    pub writes_survive: Option<usize>,
+}
+
+/// What the next failures would mean, in one sentence.
+pub fn spare_in_words(failover: Option<usize>, writes: Option<usize>) -> String {
+    let voters =
+        |count: usize| if count == 1 { "1 more voter".into() } else { format!("{count} more voters") };
+    match (failover, writes) {
+        (None, _) => "unknown: the primary was not heard".into(),
+        (Some(0), _) => "none: with one more voter lost a failover finds no quorum".into(),
+        (Some(spare), Some(writes)) if writes < spare => {
+            let when = if writes == 0 { "with the first".into() } else { format!("after {writes}") };
+            format!(
+                "{} may be lost without losing a write, but writes stop {when} until `baton failover --alone`",
+                voters(spare)
+            )
+        }
+        (Some(spare), _) => format!("{} may be lost, no write is lost and writes go on", voters(spare)),
+    }
 }
 
 /// The whole cluster: the JSON of `baton cluster status --json` and of `baton sandbox status --json`.

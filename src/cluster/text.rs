@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::query::{Channel, QueryStatus, ReceiverInfo, SenderInfo};
-use super::status::{ClusterStatus, NodeStatus};
+use super::status::{ClusterStatus, NodeStatus, spare_in_words};
 use crate::base::Lsn;
 
 fn port(address: &str) -> &str {
@@ -79,7 +79,8 @@ impl ClusterStatus {
         if let Some(policy) = &self.policy {
             let (number, rule) = (policy.generation, &policy.rule);
             writeln!(out, "policy          : {rule}, generation {number}")?;
-            writeln!(out, "failover_spare  : {} more node(s) may fail", policy.failures_survived)?;
+            let spare = spare_in_words(policy.failures_survived, policy.writes_survive);
+            writeln!(out, "failover_spare  : {spare}")?;
         }
         writeln!(out, "\n[  Datanode State   ]\n")?;
         let head = ["node", "host", "node_ip", "port", "instance", "data", "set", "role", "state"];
@@ -111,6 +112,14 @@ fn field(out: &mut String, name: &str, value: impl fmt::Display) -> fmt::Result 
     writeln!(out, "        {name:<30} : {value}")
 }
 
+fn eta(ms: Option<u64>) -> String {
+    match ms {
+        None => "not at this speed".into(),
+        Some(0) => "caught up".into(),
+        Some(ms) => format!("{:.1} s", ms as f64 / 1000.0),
+    }
+}
+
 fn channel(channel: &Channel, arrow: &str) -> String {
     format!("{}{arrow}{}", channel.local, channel.remote)
 }
@@ -128,12 +137,14 @@ impl QueryStatus {
         field(out, "local_role", self.ha.local_role)?;
         field(out, "static_connections", self.ha.static_connections)?;
         field(out, "db_state", self.ha.db_state)?;
-        field(out, "detail_information", &self.ha.detail_information)?;
+        let detail = &self.ha.detail_information;
+        field(out, "detail_information", if detail.is_empty() { "Normal" } else { detail })?;
         field(out, "term", self.term)?;
         field(out, "committed_location", lsn(self.me.committed_lsn))?;
         field(out, "replay_location", lsn(self.me.applied_lsn))?;
-        if let Some(spare) = self.failures_survived {
-            field(out, "failover_survives", format!("{spare} more failure(s)"))?;
+        field(out, "failover_spare", spare_in_words(self.failures_survived, self.writes_survive))?;
+        if let Some(delay) = self.apply_delay_ms {
+            field(out, "apply_delay", format!("{delay} ms"))?;
         }
         writeln!(out, "\n Senders info:")?;
         if self.senders.is_empty() {
@@ -147,7 +158,7 @@ impl QueryStatus {
         }
         writeln!(out, "\n Receiver info:")?;
         match &self.receiver {
-            Some(receiver) => receiver.write_text(out, self),
+            Some(receiver) => receiver.write_text(out),
             None => writeln!(out, "No information"),
         }
     }
@@ -155,19 +166,27 @@ impl QueryStatus {
 
 impl SenderInfo {
     fn write_text(&self, out: &mut String, query: &QueryStatus) -> fmt::Result {
+        field(out, "sender_pid", self.pid)?;
         field(out, "peer_node", self.node)?;
-        field(out, "local_role", query.ha.local_role)?;
+        field(out, "local_role", self.local_role)?;
         field(out, "peer_role", self.peer_role)?;
         field(out, "peer_state", self.peer_state)?;
         field(out, "state", &self.state)?;
         field(out, "sender_sent_location", Lsn(self.sent_lsn))?;
+        field(out, "sender_write_location", Lsn(query.written_lsn))?;
         field(out, "sender_flush_location", lsn(query.me.flushed_lsn))?;
         field(out, "sender_replay_location", lsn(query.me.applied_lsn))?;
+        field(out, "receiver_received_location", Lsn(self.written_lsn))?;
         field(out, "receiver_write_location", Lsn(self.written_lsn))?;
         field(out, "receiver_flush_location", Lsn(self.flushed_lsn))?;
         field(out, "receiver_replay_location", Lsn(self.applied_lsn))?;
+        field(out, "sync_percent", format!("{}%", self.sync_percent))?;
         field(out, "lag_bytes", self.lag_bytes)?;
         field(out, "lag_ms", known(self.lag_ms, ""))?;
+        field(out, "catchup_eta", eta(self.catchup_eta_ms))?;
+        if let Some(delay) = self.apply_delay_ms {
+            field(out, "apply_delay", format!("{delay} ms"))?;
+        }
         field(out, "sync_state", self.sync_state)?;
         field(out, "sync_priority", self.sync_priority)?;
         field(out, "channel", channel(&self.channel, "-->"))
@@ -175,16 +194,22 @@ impl SenderInfo {
 }
 
 impl ReceiverInfo {
-    fn write_text(&self, out: &mut String, query: &QueryStatus) -> fmt::Result {
+    fn write_text(&self, out: &mut String) -> fmt::Result {
+        field(out, "receiver_pid", self.pid)?;
         field(out, "peer_node", self.node)?;
-        field(out, "local_role", query.ha.local_role)?;
+        field(out, "local_role", self.local_role)?;
         field(out, "peer_role", self.peer_role)?;
         field(out, "peer_state", self.peer_state)?;
         field(out, "state", &self.state)?;
+        field(out, "sender_sent_location", Lsn(self.sender_sent_lsn))?;
+        field(out, "sender_flush_location", lsn(self.sender_flushed_lsn))?;
+        field(out, "sender_replay_location", lsn(self.sender_applied_lsn))?;
         field(out, "receiver_received_location", Lsn(self.received_lsn))?;
         field(out, "receiver_write_location", Lsn(self.written_lsn))?;
         field(out, "receiver_flush_location", Lsn(self.flushed_lsn))?;
         field(out, "receiver_replay_location", Lsn(self.applied_lsn))?;
+        field(out, "sync_percent", format!("{}%", self.sync_percent))?;
+        field(out, "catchup_eta", eta(self.catchup_eta_ms))?;
         field(out, "channel", channel(&self.channel, "<--"))
     }
 }
@@ -216,7 +241,8 @@ mod tests {
             rule: "ANY 1 (1, 2)".into(),
             voters: vec![1, 2],
             k: 1,
-            failures_survived: 1,
+            failures_survived: Some(1),
+            writes_survive: Some(0),
         };
         let status = ClusterStatus::new(ClusterId(5), 3, Some(policy), vec![sick, node(1, Role::Primary)]);
         let text = status.detail();
@@ -231,6 +257,7 @@ mod tests {
             lines[at + 5],
             "2     host2  10.0.0.2  7379  6002      /data/2  S    Standby  Need repair(WAL)"
         );
+        assert!(text.contains("1 more voter may be lost without losing a write, but writes stop"), "{text}");
         assert!(text.contains("1/0"), "LSNs are shown as PostgreSQL shows them: {text}");
     }
 
@@ -238,7 +265,9 @@ mod tests {
     fn query_is_laid_out_as_gs_ctl() {
         let me = node(1, Role::Primary);
         let sender = SenderInfo {
+            pid: 77,
             node: 2,
+            local_role: Role::Primary,
             peer_role: Role::Standby,
             peer_state: NodeState::Normal,
             state: "Streaming".into(),
@@ -248,8 +277,11 @@ mod tests {
             applied_lsn: 0,
             lag_bytes: 0,
             lag_ms: None,
+            sync_percent: 100,
+            catchup_eta_ms: Some(0),
             sync_state: SyncState::Quorum,
             sync_priority: 1,
+            apply_delay_ms: None,
             channel: Channel { local: "a:1".into(), remote: "b:2".into() },
         };
         let ha = HaState {
@@ -265,11 +297,17 @@ mod tests {
             senders: vec![sender],
             receiver: None,
             failures_survived: Some(1),
+            writes_survive: Some(1),
+            written_lsn: 4096,
+            apply_delay_ms: None,
         };
         let text = query.text();
         assert!(text.starts_with(" HA state:\n        local_role                     : Primary\n"), "{text}");
         assert!(text.contains("        sync_state                     : Quorum\n"), "{text}");
         assert!(text.contains("        channel                        : a:1-->b:2\n"), "{text}");
+        assert!(text.contains("        sender_pid                     : 77\n"), "{text}");
+        assert!(text.contains("        sync_percent                   : 100%\n"), "{text}");
+        assert!(text.contains(": 1 more voter may be lost, no write is lost and writes go on\n"), "{text}");
         assert!(text.ends_with(" Receiver info:\nNo information\n"), "{text}");
     }
 }

@@ -256,6 +256,9 @@ impl Checker<'_> {
             frames_in_flight: self
                 .number("frames_in_flight", 1, FRAMES_IN_FLIGHT_MAX as u64)
                 .map(|n| n as usize),
+            promote_trigger_file: self
+                .sized_text("promote_trigger_file", 1, 4096)
+                .map(|text| folder.join(text)),
             log_level: self
                 .word(
                     "log_level",
@@ -413,6 +416,7 @@ impl Checker<'_> {
                 priority: PRIORITY_DEFAULT,
                 nofailover: false,
                 upstream: None,
+                apply_delay: None,
             }];
         }
         if written.members.len() > NODES_MAX {
@@ -501,8 +505,10 @@ impl Checker<'_> {
         let priority = self.number("priority", 0, 1000).map_or(PRIORITY_DEFAULT, |n| n as u32);
         let nofailover = self.truth("nofailover").unwrap_or(false);
         let upstream = self.number("upstream", 1, NODES_MAX as u64).map(|id| NodeId(id as u16));
+        let month = Duration::from_secs(30 * 86_400);
+        let apply_delay = self.duration("apply_delay", Duration::from_millis(1), month);
         let (node, peer) = (node?, peer?);
         let host = host.unwrap_or_else(|| peer.ip().to_string());
-        Some(Member { node, host, client, peer, priority, nofailover, upstream })
+        Some(Member { node, host, client, peer, priority, nofailover, upstream, apply_delay })
     }
 }

@@ -82,6 +82,13 @@ pub const KEYS: &[Key] = &[
     key("wal_sync", "word", "auto", "auto, dsync, fdatasync", "how log writes are made durable"),
     key("frames_in_flight", "number", "calibrated", "1 to 16", "log writes under way at the same time"),
     key("store", "word", "none", "none", "control store that decides failovers"),
+    key(
+        "promote_trigger_file",
+        "path",
+        "none",
+        "absolute, or relative to the file",
+        "a file whose appearance promotes this node",
+    ),
     key("log_level", "word", "info", "error, warn, info, debug, trace", "how much the node's own log says"),
     key("log_format", "word", "human", "human, json", "form of the node's own log"),
     key("member", "tables", "this node alone", "1 to 32 tables", "[[member]]: the nodes of the cluster"),
@@ -97,14 +104,14 @@ pub const MEMBER_KEYS: &[Key] = &[
         "number",
         "100",
         "0 to 1000",
-        "higher is preferred by an automatic failover; shown to clients in INFO",
+        "higher is preferred as the next primary; shown to clients in INFO",
     ),
     key(
         "nofailover",
         "true/false",
         "false",
         "true, false",
-        "left out by an automatic failover; a command still promotes it",
+        "never takes over in a switchover; a failover of it needs --force",
     ),
     key(
         "upstream",
@@ -112,6 +119,13 @@ pub const MEMBER_KEYS: &[Key] = &[
         "the primary",
         "id of another member",
         "makes it a cascaded standby below that member",
+    ),
+    key(
+        "apply_delay",
+        "duration",
+        "none",
+        "1ms to 30d",
+        "as a standby it applies each commit that much later",
     ),
 ];
 

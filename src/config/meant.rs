@@ -170,6 +170,8 @@ pub struct Member {
     pub nofailover: bool,
     /// Makes it a cascaded standby below that member.
     pub upstream: Option<NodeId>,
+    /// As a standby it applies each commit that much later.
+    pub apply_delay: Option<Duration>,
 }
 
 /// A checked configuration.
@@ -194,7 +196,7 @@ pub struct Config {
     pub client_password: Option<Secret>,
     pub peer_secret: Option<Secret>,
     pub max_clients: usize,
-    /// `None`: 16 GiB.
+    /// `None`: 16 GiB, or a tenth of the disk where that is more.
     pub log_retention: Option<u64>,
     pub shards: u16,
     pub segment_bytes: u64,
@@ -202,6 +204,8 @@ pub struct Config {
     pub wal_sync: WalSync,
     /// `None`: calibrated.
     pub frames_in_flight: Option<usize>,
+    /// A file whose appearance promotes this node; it is removed then.
+    pub promote_trigger_file: Option<PathBuf>,
     pub log_level: LogLevel,
     pub log_format: LogFormat,
     /// Ascending by node id; this node is one of them.
@@ -221,6 +225,11 @@ impl Config {
     /// Every other member, in ascending order.
     pub fn peers(&self) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(|member| member.node != self.node)
+    }
+
+    /// By how much a member applies later than it could, as a standby.
+    pub fn apply_delay(&self, node: NodeId) -> Option<Duration> {
+        self.member(node).and_then(|member| member.apply_delay)
     }
 
     pub fn is_voter(&self, node: NodeId) -> bool {
@@ -268,6 +277,12 @@ impl Config {
                 self.frames_in_flight.map_or_else(|| "calibrated".into(), |n| n.to_string()),
             ),
             ("store", "none".into()),
+            (
+                "promote_trigger_file",
+                self.promote_trigger_file
+                    .as_ref()
+                    .map_or_else(|| "none".into(), |path| path.display().to_string()),
+            ),
             ("log_level", self.log_level.name().into()),
             ("log_format", self.log_format.name().into()),
             (

@@ -4,7 +4,7 @@ use super::host::Host;
 use super::session::Session;
 use super::table::{self, Spec, flags};
 use super::watch::Watched;
-use super::{Engine, Mode, WaitRequest, Writes, errors};
+use super::{Engine, LsnRequest, Mode, RoleRequest, WaitRequest, Writes, errors};
 use crate::base::limits;
 use crate::base::planted::{Bug, planted};
 use crate::base::{ShardId, Stamp, WallMs};
@@ -22,6 +22,8 @@ pub(super) enum Stop {
     GroupFull,
     Again,
     Wait(WaitRequest),
+    Lsn(LsnRequest),
+    Role(RoleRequest),
     Fail(&'static str),
 }
 

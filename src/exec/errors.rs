@@ -52,6 +52,8 @@ pub const LOADING: &str = "LOADING baton is recovering its data, try again";
 /// The node has no role yet, or is giving its role away.
 pub const NOT_SERVING: &str =
     "CLUSTERDOWN this node serves no clients at present, ask the cluster for its primary";
+/// The node is told to stop. Refused before anything was appended.
+pub const STOPPING: &str = "CLUSTERDOWN this node is stopping, nothing was written";
 /// The leader cannot show that no other node has taken over (`protocol` 2.10).
 pub const NO_LEASE: &str = "CLUSTERDOWN the primary has no read lease, nothing was read";
 /// Refused before anything was appended: definitely not done (`protocol` 2.9).

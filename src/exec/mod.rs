@@ -29,6 +29,7 @@ mod host;
 mod keys;
 mod multi;
 mod numbers;
+mod roles;
 mod server;
 mod session;
 mod shards;
@@ -42,7 +43,7 @@ mod tests;
 use std::ops::Range;
 
 use crate::base::limits;
-use crate::base::{Prng, Stamp, WallMs};
+use crate::base::{Lsn, Prng, Stamp, WallMs};
 use crate::record::RecordWriter;
 use crate::resp::{Args, Reply};
 use crate::store::{Miss, UndoMark};
@@ -120,6 +121,32 @@ pub enum Outcome {
     Again { wrote: bool },
     /// Hold the reply until the condition is met or its time is up, then [`WaitRequest::reply`].
     Wait(WaitRequest),
+    /// Hold the reply until the position is known or applied.
+    Lsn(LsnRequest),
+    /// Hand this to the role machine; the reply is its answer.
+    Role(RoleRequest),
+}
+
+/// BATON.LSN or BATON.WAITLSN.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LsnRequest {
+    /// Where the connection's last write ends; [`Stamp::COMMITTED`] when it wrote nothing.
+    Own { stamp: Stamp },
+    /// Until everything up to `lsn` is applied here. Zero waits without limit.
+    Applied { lsn: Lsn, timeout_ms: u64 },
+}
+
+/// REPLICAOF and FAILOVER.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RoleRequest {
+    /// REPLICAOF NO ONE: make this node the primary.
+    Promote,
+    /// Hand over to the standby whose clients connect there, or to whichever fits. Zero: the default time.
+    Failover {
+        to: Option<(String, u16)>,
+        timeout_ms: u64,
+    },
+    Abort,
 }
 
 /// WAIT or WAITAOF.
@@ -245,11 +272,11 @@ fn dispatch(
     let effective = match &session.multi {
         Some(queue) if spec.name == "exec" && !queue.broken => {
             let data = queue.flags & flags::DATA != 0 || engine.state.watches.count(session.id) > 0;
-            (spec.flags | queue.flags) & if data { !flags::STALE } else { !0 }
+            (spec.flags | queue.flags) & !flags::ALIVE & if data { !flags::STALE } else { !0 }
         }
         _ => spec.flags,
     };
-    session.touched_data = effective & flags::STALE == 0;
+    session.touched_data = effective & (flags::STALE | flags::ALIVE) == 0;
     match permitted(effective, engine.mode) {
         Permission::Granted => {}
         Permission::Held if queued => {}
@@ -395,6 +422,8 @@ fn run(id: u8, session: &mut Session, args: Args<'_>, engine: &mut Engine<'_>, o
                 Stop::Held => Outcome::Held,
                 Stop::GroupFull => Outcome::GroupFull,
                 Stop::Wait(request) => Outcome::Wait(request),
+                Stop::Lsn(request) => Outcome::Lsn(request),
+                Stop::Role(request) => Outcome::Role(request),
                 Stop::Again => unreachable!("taken by the arm above"),
                 Stop::Fail(text) => {
                     engine.state.stats.executed(id, true, 0, 0, 0);

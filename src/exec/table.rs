@@ -1,7 +1,7 @@
 //! The commands: names, shapes and what they do.
 
 use super::call::{Call, Step};
-use super::{client, connection, expire, keys, multi, numbers, server, strings};
+use super::{client, connection, expire, keys, multi, numbers, roles, server, strings};
 use crate::resp::Args;
 
 pub(super) mod flags {
@@ -19,6 +19,8 @@ pub(super) mod flags {
     pub const IMMEDIATE: u16 = 1 << 7;
     /// Only in the union of a transaction's flags: one of its commands lacks [`STALE`].
     pub const DATA: u16 = 1 << 8;
+    /// Asks whether somebody serves here, and shows no data: its reply needs no lease.
+    pub const ALIVE: u16 = 1 << 9;
 }
 use flags::*;
 
@@ -108,13 +110,15 @@ const V: Group = Group::Server;
 const T: Group = Group::String;
 const X: Group = Group::Transactions;
 
-const COUNT: usize = 68;
+const COUNT: usize = 73;
 
 #[rustfmt::skip]
 pub(super) static COMMANDS: [Spec; COUNT] = [
     spec("append", 3, WF, ONE, T, "Appends a string to the value of a key. Creates the key if it doesn't exist.", strings::append),
     spec("auth", -2, SF | NO_AUTH | NO_MULTI, NONE, C, "Authenticates the connection.", connection::auth),
     spec("baton.commit", -1, SF, NONE, C, "Shows or sets when this connection's replies to writes may leave.", connection::commit_level),
+    spec("baton.lsn", 1, SF | NO_MULTI, NONE, C, "Returns where this connection's last write ends in the log.", roles::own_lsn),
+    spec("baton.waitlsn", 3, S | NO_MULTI, NONE, C, "Waits until this node has applied the log up to a position.", roles::wait_lsn),
     spec("client", -2, S, NONE, C, "A container for client connection commands.", client::client),
     spec("cluster", -2, S, NONE, V, "Answers that this is no Redis Cluster.", server::cluster),
     spec("command", -1, S, NONE, V, "Returns detailed information about all commands.", server::command),
@@ -130,6 +134,7 @@ pub(super) static COMMANDS: [Spec; COUNT] = [
     spec("expire", -3, WF, ONE, G, "Sets the expiration time of a key in seconds.", expire::expire),
     spec("expireat", -3, WF, ONE, G, "Sets the expiration time of a key to a Unix timestamp.", expire::expireat),
     spec("expiretime", 2, RF, ONE, G, "Returns the expiration time of a key as a Unix timestamp.", expire::expiretime),
+    spec("failover", -1, S | ADMIN | NO_MULTI, NONE, V, "Starts a coordinated failover from a server to one of its replicas.", roles::failover),
     spec("flushall", -1, W, NONE, V, "Removes all keys from all databases.", keys::flushall),
     spec("flushdb", -1, W, NONE, V, "Remove all keys from the current database.", keys::flushall),
     spec("get", 2, RF, ONE, T, "Returns the string value of a key.", strings::get),
@@ -152,7 +157,7 @@ pub(super) static COMMANDS: [Spec; COUNT] = [
     spec("pexpire", -3, WF, ONE, G, "Sets the expiration time of a key in milliseconds.", expire::pexpire),
     spec("pexpireat", -3, WF, ONE, G, "Sets the expiration time of a key to a Unix milliseconds timestamp.", expire::pexpireat),
     spec("pexpiretime", 2, RF, ONE, G, "Returns the expiration time of a key as a Unix milliseconds timestamp.", expire::pexpiretime),
-    spec("ping", -1, FAST, NONE, C, "Returns the server's liveliness response.", connection::ping),
+    spec("ping", -1, FAST | ALIVE, NONE, C, "Returns the server's liveliness response.", connection::ping),
     spec("psetex", 4, W, ONE, T, "Sets both string value and expiration time in milliseconds of a key. The key is created if it doesn't exist.", strings::psetex),
     spec("pttl", 2, RF, ONE, G, "Returns the expiration time in milliseconds of a key.", expire::pttl),
     spec("quit", -1, SF | NO_AUTH | IMMEDIATE, NONE, C, "Closes the connection.", connection::quit),
@@ -161,6 +166,7 @@ pub(super) static COMMANDS: [Spec; COUNT] = [
     spec("readwrite", 1, SF, NONE, C, "Takes READONLY back.", connection::readwrite),
     spec("rename", 3, W, TWO, G, "Renames a key and overwrites the destination.", keys::rename),
     spec("renamenx", 3, WF, TWO, G, "Renames a key only when the target key name doesn't exist.", keys::renamenx),
+    spec("replicaof", 3, S | ADMIN | NO_MULTI, NONE, V, "Configures a server as replica of another, or promotes it to a master.", roles::replicaof),
     spec("reset", 1, SF | NO_AUTH | IMMEDIATE, NONE, C, "Resets the connection.", connection::reset),
     spec("role", 1, SF | ADMIN, NONE, V, "Returns the replication role.", server::role),
     spec("scan", -2, R, NONE, G, "Iterates over the key names in the database.", keys::scan),
@@ -169,6 +175,7 @@ pub(super) static COMMANDS: [Spec; COUNT] = [
     spec("setex", 4, W, ONE, T, "Sets the string value and expiration time of a key. Creates the key if it doesn't exist.", strings::setex),
     spec("setnx", 3, WF, ONE, T, "Set the string value of a key only when the key doesn't exist.", strings::setnx),
     spec("setrange", 4, W, ONE, T, "Overwrites a part of a string value with another by an offset. Creates the key if it doesn't exist.", strings::setrange),
+    spec("slaveof", 3, S | ADMIN | NO_MULTI, NONE, V, "Sets a server as a replica of another, or promotes it to being a master.", roles::replicaof),
     spec("strlen", 2, RF, ONE, T, "Returns the length of a string value.", strings::strlen),
     spec("substr", 4, R, ONE, T, "Returns a substring from a string value.", strings::getrange),
     spec("time", 1, SF, NONE, V, "Returns the server time.", server::time),

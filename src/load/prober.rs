@@ -26,8 +26,10 @@ pub struct ProbeOptions {
 }
 
 const DIAL: Duration = Duration::from_millis(500);
-/// Rest after a refusal or a failed dial, so that an outage is not spent spinning.
+/// Rest after a refusal or a failed dial, so that an outage is not spent spinning: shorter at first, so that a short
+/// outage is measured as short as it is.
 const REST: Duration = Duration::from_millis(10);
+const REST_FIRST: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 struct Shared {
@@ -37,6 +39,8 @@ struct Shared {
     /// Microseconds since `begin` of the newest acknowledged write, and the longest pause between two.
     last_us: AtomicU64,
     gap_us: AtomicU64,
+    /// The same longest pause since it was asked for last.
+    window_us: AtomicU64,
 }
 
 impl Shared {
@@ -49,6 +53,7 @@ impl Shared {
         let now = self.begin.elapsed().as_micros() as u64;
         let before = self.last_us.fetch_max(now, Ordering::Relaxed);
         self.gap_us.fetch_max(now.saturating_sub(before), Ordering::Relaxed);
+        self.window_us.fetch_max(now.saturating_sub(before), Ordering::Relaxed);
     }
 }
 
@@ -78,6 +83,7 @@ impl Prober {
             acknowledged: AtomicU64::new(0),
             last_us: AtomicU64::new(0),
             gap_us: AtomicU64::new(0),
+            window_us: AtomicU64::new(0),
         });
         let writers = (0..options.writers)
             .map(|number| {
@@ -97,6 +103,11 @@ impl Prober {
     pub fn silence(&self) -> Duration {
         let last = Duration::from_micros(self.shared.last_us.load(Ordering::Relaxed));
         self.shared.begin.elapsed().saturating_sub(last)
+    }
+
+    /// The longest time without an acknowledged write since the last call.
+    pub fn take_gap(&self) -> Duration {
+        Duration::from_micros(self.shared.window_us.swap(0, Ordering::Relaxed))
     }
 
     /// Stops the writers, after the request that each has under way.
@@ -198,13 +209,14 @@ struct Writer {
     verdict: Verdict,
     server: usize,
     fresh: u64,
+    rest: Duration,
 }
 
 impl Writer {
     fn new(number: usize, options: ProbeOptions, shared: Arc<Shared>) -> Writer {
         let server = number % options.servers.len();
         let (keys, verdict) = (BTreeMap::new(), Verdict::default());
-        Writer { number, options, shared, keys, verdict, server, fresh: 0 }
+        Writer { number, options, shared, keys, verdict, server, fresh: 0, rest: REST_FIRST }
     }
 
     fn fresh_slot(&mut self) -> Slot {
@@ -254,6 +266,11 @@ impl Writer {
         self
     }
 
+    fn take_rest(&mut self) {
+        std::thread::sleep(self.rest);
+        self.rest = (self.rest * 2).min(REST);
+    }
+
     fn dial(&mut self) -> Option<Client> {
         let server = self.options.servers[self.server];
         let password = self.options.password.as_deref();
@@ -261,7 +278,7 @@ impl Writer {
             Ok(client) => Some(client),
             Err(_) => {
                 self.server = (self.server + 1) % self.options.servers.len();
-                std::thread::sleep(REST);
+                self.take_rest();
                 None
             }
         }
@@ -278,12 +295,13 @@ impl Writer {
             Outcome::Acknowledged => {
                 self.verdict.acknowledged += 1;
                 self.shared.acknowledged();
+                self.rest = REST_FIRST;
                 slot.acknowledged = true;
             }
             Outcome::InDoubt => self.verdict.in_doubt += 1,
             Outcome::Refused => {
                 self.verdict.refused += 1;
-                std::thread::sleep(REST);
+                self.take_rest();
             }
         }
         self.keys.get_mut(&slot.key).expect("a slot's key is known").wrote(number, outcome);

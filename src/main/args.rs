@@ -79,6 +79,17 @@ pub enum Verb {
         #[arg(long, value_name = "ID")]
         op: Option<String>,
     },
+    /// Hand the primary's work to another node, planned, without losing anything
+    Switchover(Switchover),
+    /// Who must hold a write before it commits
+    Policy {
+        #[command(subcommand)]
+        verb: PolicyVerb,
+    },
+    /// Read the configuration file again: says key by key what took effect and what needs a restart
+    Reload,
+    /// Switchovers there and back under load, judged from outside
+    Drill(Drill),
     /// There is nothing to refresh: roles are durable by design
     Refreshconf,
     /// Check a configuration file and show what it means
@@ -115,6 +126,109 @@ pub enum ClusterVerb {
         #[arg(long)]
         detail: bool,
     },
+    /// Every change of role or policy: when, from, to, who asked, how long nobody served
+    #[command(after_help = "\
+Examples:
+  baton cluster history -D /data/1               what node 1 wrote down
+  baton cluster history --dir ./lab --limit 20   the newest rows of all nodes of a sandbox, in order of time")]
+    History {
+        /// A sandbox: the rows of all its nodes
+        #[arg(long)]
+        dir: Option<PathBuf>,
+        /// Only the newest rows
+        #[arg(long, default_value_t = 0, hide_default_value = true)]
+        limit: usize,
+    },
+    /// Stop all nodes of a sandbox; the primary waits until every standby that listens holds the end of its log
+    #[command(
+        after_help = "Example:\n  baton cluster stop --dir ./lab\nExit code 1: a connected standby lacks log."
+    )]
+    Stop {
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// Start all nodes of a sandbox; the one with the longest log leads
+    #[command(after_help = "Example:\n  baton cluster start --dir ./lab")]
+    Start {
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "\
+Examples:
+  baton switchover -D /data/1 --dry-run      say whether it would work, and to whom
+  baton switchover -D /data/1 --to 2         any node may be asked; a standby passes it to the primary
+  baton switchover -D /data/2                a standby without --to means itself
+Exit codes: 0 done, 4 refused and nothing changed, 5 not done in time (undone), or the outcome is not known.")]
+pub struct Switchover {
+    /// Who shall lead
+    #[arg(long, value_name = "NODE")]
+    pub to: Option<u16>,
+    /// Only say whether it would work
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do it only if the newest known term has this number
+    #[arg(long, value_name = "TERM")]
+    pub expect_term: Option<u64>,
+    /// How long writes may be held; then it is undone and the old primary goes on
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub timeout: Duration,
+    /// Ask again for the outcome of an earlier request
+    #[arg(long, value_name = "ID")]
+    pub op: Option<String>,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum PolicyVerb {
+    /// The policy generation in force
+    Show,
+    /// Put another one into force: durable, logged, on all nodes
+    #[command(after_help = "\
+Examples:
+  baton policy set -D /data/1 \"ANY 2 (1, 2, 3)\" --dry-run
+  baton policy set -D /data/1 \"FIRST 1 (1, 2, 3)\" --expect-generation 4
+Exit codes: 0 done, 4 refused and nothing changed, 5 not committed in time.")]
+    Set {
+        /// ANY k (1, 2, 3) or FIRST k (1, 2, 3)
+        rule: String,
+        /// Do it only if this generation is in force
+        #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+        expect_generation: u64,
+        /// Accept fewer copies of each write
+        #[arg(long)]
+        force: bool,
+        /// Only say whether it would be done
+        #[arg(long)]
+        dry_run: bool,
+        /// How long to wait until it is committed
+        #[arg(long, default_value = "15s", value_parser = duration)]
+        timeout: Duration,
+        /// Ask again for the outcome of an earlier request
+        #[arg(long, value_name = "ID")]
+        op: Option<String>,
+    },
+}
+
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "\
+Examples:
+  baton drill --dir ./lab --times 20         a sandbox
+  baton drill -D /data/1 --times 2 --json    the cluster of a node
+The gap is the longest time without an acknowledged write, all writers together, around one switchover.
+Exit codes: 0 all done and nothing lost, 1 a switchover failed, 6 an acknowledged write is gone.")]
+pub struct Drill {
+    /// A sandbox; otherwise the cluster of the node of -D or --config
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    #[arg(long, default_value_t = 10)]
+    pub times: u64,
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub writers: u16,
+    /// How long each may hold writes
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub timeout: Duration,
 }
 
 #[derive(Subcommand, Debug)]
@@ -128,6 +242,8 @@ pub enum What {
     Wal,
     Control,
     Superblock,
+    /// What was cut off the log because nobody had acknowledged it
+    Tail,
 }
 
 #[derive(ClapArgs, Debug)]

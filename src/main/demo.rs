@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use baton::admin::{Exit, Failover, StopMode, Verb};
+use baton::admin::{Exit, Failover, StopMode, Switchover, Verb};
 use baton::cluster::{NodeState, NodeStatus, Role};
 use baton::load::{ProbeOptions, Prober, Verdict, Violation};
 use baton::node::control::PID_FILE;
@@ -248,12 +248,33 @@ fn play(stage: &mut Stage<'_>) -> Result<Verdict, Fail> {
 
 fn faults(stage: &mut Stage<'_>, prober: &Prober) -> Result<(), Fail> {
     steady(stage, prober)?;
+    switched_over(stage, prober)?;
     let old = primary_lost(stage, prober)?;
     rejoin(stage, prober, old)?;
     standby_restarted(stage, prober)?;
     let old = last_writes_on_the_primary_alone(stage, prober)?;
     rejoin(stage, prober, old)?;
     all_killed(stage, prober)
+}
+
+/// Planned: the primary hands over under load, and hands back.
+fn switched_over(stage: &mut Stage<'_>, prober: &Prober) -> Result<(), Fail> {
+    let home = stage.primary()?;
+    let away = stage.others(home)[0];
+    for (from, to) in [(home, away), (away, home)] {
+        let begin = stage.open(&format!("switchover under load: node {from} hands over to node {to}"));
+        stage.command(&format!("baton switchover -D {} --to {to}", stage.node(from)));
+        prober.take_gap();
+        let switchover = Switchover { to: Some(to), ..Switchover::default() };
+        let data = &stage.sandbox.member(from)?.config.data;
+        ask::result(ask::ask(data, Verb::Switchover(switchover))?)?;
+        flowing(prober, "after the switchover")?;
+        let gap = prober.take_gap().as_secs_f64() * 1000.0;
+        stage.wait_normal()?;
+        stage.act("switchover", begin, format!("node {to} leads; no write was answered for {gap:.1} ms"));
+        steady(stage, prober)?;
+    }
+    Ok(())
 }
 
 fn primary_lost(stage: &mut Stage<'_>, prober: &Prober) -> Result<u16, Fail> {

@@ -12,7 +12,9 @@ pub fn inspect(common: &Common, what: What) -> Outcome {
         // Files can be read although the configuration is lost or broken.
         Err(fail) => common.data.clone().ok_or(fail)?,
     };
-    if let Some(running) = process::Running::find(&data) {
+    // Tails are written once and never change.
+    let changing = !matches!(what, What::Tail);
+    if let Some(running) = process::Running::find(&data).filter(|_| changing) {
         let message = format!("the node runs (pid {}): its files change while they are read", running.pid);
         return Err(Fail::new(
             Exit::Refused,
@@ -25,6 +27,7 @@ pub fn inspect(common: &Common, what: What) -> Outcome {
         What::Wal => Inspect::Wal,
         What::Control => Inspect::Control,
         What::Superblock => Inspect::Superblock,
+        What::Tail => Inspect::Tail,
     };
     let shown = node::inspect(&data, what).map_err(|error| Fail::failed(error.message, error.hint))?;
     render::print(common, &shown, &render::tree(&shown));

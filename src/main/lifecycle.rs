@@ -157,15 +157,23 @@ pub fn run(common: &Common, verb: &Run) -> Result<u8, Fail> {
         return Err(Fail::usage("--alone belongs to -M primary", "or leave it out"));
     }
     let file = verb.background.then(|| process::log_path(&config.data));
+    fits(&config, verb.role)?;
     let guard = logging::begin(&config, file).map_err(|error| {
         Fail::failed(format!("the log cannot be opened: {error}"), "check the data folder")
     })?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "baton starts");
-    let options = RunOptions { config, role: verb.role.map(RoleArg::role), alone: verb.alone };
+    let file = absolute(&place::config_path(common)?)?;
+    let options = RunOptions { config, role: verb.role.map(RoleArg::role), alone: verb.alone, file };
     let code = node::run(options);
     tracing::info!(code, "baton ends");
     drop(guard);
     Ok(code)
+}
+
+/// A role that the configuration rules out is refused before anything starts.
+fn fits(config: &Config, role: Option<RoleArg>) -> Result<(), Fail> {
+    let fits = role.map_or(Ok(()), |role| node::role_fits(config, role.role()));
+    fits.map_err(|text| Fail::usage(text, "or correct `upstream` in the configuration"))
 }
 
 // ---- start ----
@@ -173,10 +181,18 @@ pub fn run(common: &Common, verb: &Run) -> Result<u8, Fail> {
 pub fn start(common: &Common, verb: &Start) -> Outcome {
     let path = absolute(&place::config_path(common)?)?;
     let config = place::load(&path)?;
+    fits(&config, verb.run.role)?;
     if let Ok(answer) = ask::ask(&config.data, Verb::Ping) {
         let pid = answer.result["pid"].clone();
-        let value = json!({"started": false, "already_running": true, "pid": pid});
-        render::print(common, &value, &format!("node {} runs already (pid {pid})\n", config.node));
+        let mut value = json!({"started": false, "already_running": true, "pid": pid});
+        let mut text = format!("node {} runs already (pid {pid})\n", config.node);
+        if let Some(role) = verb.run.role {
+            // A role for a node that runs: its own answer says what became of it.
+            let told = ask::ask(&config.data, Verb::Role { role: role.role(), alone: verb.run.alone })?;
+            value["role"] = ask::result(told)?;
+            text += &render::tree(&value["role"]);
+        }
+        render::print(common, &value, &text);
         return Ok(Exit::Ok);
     }
     if let Some(running) = Running::find(&config.data) {
@@ -253,6 +269,19 @@ impl Launched {
         }
     }
 
+    /// Waits only until the node answers: in a cluster without a primary there is nothing more to wait for.
+    pub fn wait_answering(&mut self, config: &Config, patience: Duration) -> Result<NodeStatus, Fail> {
+        let end = Instant::now() + patience;
+        loop {
+            self.still_alive(config)?;
+            match ask::typed::<NodeStatus>(&config.data, Verb::Status) {
+                Ok(status) => return Ok(status),
+                Err(_) if Instant::now() < end => std::thread::sleep(LOOK_AGAIN),
+                Err(fail) => return Err(fail),
+            }
+        }
+    }
+
     fn still_alive(&mut self, config: &Config) -> Result<(), Fail> {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
@@ -287,7 +316,12 @@ pub fn stop_node(data: &Path, mode: StopMode, patience: Duration) -> Result<bool
     let Some(running) = Running::find(data) else {
         return match ask::ask(data, Verb::Ping) {
             // It answers but its pid file is gone: the socket knows the way.
-            Ok(_) => ask::result(ask::ask(data, Verb::Stop { mode })?).map(|_| true),
+            Ok(_) => match ask::ask(data, Verb::Stop { mode }).and_then(ask::result) {
+                Ok(_) => Ok(true),
+                // It was ending already.
+                Err(fail) if fail.exit == Exit::Down => Ok(true),
+                Err(fail) => Err(fail),
+            },
             Err(_) => Ok(false),
         };
     };

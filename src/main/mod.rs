@@ -8,14 +8,17 @@ mod ask;
 mod bench;
 mod demo;
 mod demo_cuts;
+mod drill;
 mod inspect;
 mod lifecycle;
 mod logging;
+mod operate;
 mod place;
 mod process;
 mod render;
 mod sandbox;
 mod show;
+mod whole;
 
 use std::fmt;
 use std::process::ExitCode;
@@ -99,7 +102,16 @@ fn verb(common: &args::Common, verb: Verb) -> Outcome {
         Verb::Restart(verb) => lifecycle::restart(common, &verb),
         Verb::Status => show::status(common),
         Verb::Query => show::query(common),
-        Verb::Cluster { verb: ClusterVerb::Status { detail } } => show::cluster_status(common, detail),
+        Verb::Cluster { verb } => match verb {
+            ClusterVerb::Status { detail } => show::cluster_status(common, detail),
+            ClusterVerb::History { dir, limit } => operate::history(common, dir.as_deref(), limit),
+            ClusterVerb::Stop { dir } => whole::stop(common, &dir),
+            ClusterVerb::Start { dir } => whole::start(common, &dir),
+        },
+        Verb::Switchover(verb) => operate::switchover(common, &verb),
+        Verb::Policy { verb } => operate::policy(common, verb),
+        Verb::Reload => operate::reload(common),
+        Verb::Drill(verb) => drill::drill(common, &verb),
         Verb::Failover(verb) => show::failover(common, &verb),
         Verb::Promote { timeout, op } => show::promote(common, timeout, op),
         Verb::Refreshconf => show::refreshconf(common),

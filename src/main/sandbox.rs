@@ -170,16 +170,25 @@ impl Sandbox {
 
     /// Starts one node that is down and waits until it is up.
     pub fn start(&self, id: u16, role: Option<RoleArg>) -> Result<(), Fail> {
+        let lone = role != Some(RoleArg::Primary) && self.primary().is_none();
         let mut launched = self.launch(id, role)?;
-        launched.wait_up(&self.member(id)?.config, START_PATIENCE, &mut |_| {})?;
-        Ok(())
+        self.wait(&mut launched, id, lone)
+    }
+
+    fn wait(&self, launched: &mut Launched, id: u16, lone: bool) -> Result<(), Fail> {
+        let config = &self.member(id)?.config;
+        match lone {
+            true => launched.wait_answering(config, START_PATIENCE).map(drop),
+            false => launched.wait_up(config, START_PATIENCE, &mut |_| {}).map(drop),
+        }
     }
 
     /// Starts all of these at the same time, in no role of their own.
     pub fn start_these(&self, ids: &[u16]) -> Result<(), Fail> {
+        let lone = self.primary().is_none();
         let launched: Result<Vec<_>, _> = ids.iter().map(|id| self.launch(*id, None)).collect();
         for (id, launched) in ids.iter().zip(&mut launched?) {
-            launched.wait_up(&self.member(*id)?.config, START_PATIENCE, &mut |_| {})?;
+            self.wait(launched, *id, lone)?;
         }
         Ok(())
     }

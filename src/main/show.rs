@@ -84,7 +84,7 @@ pub fn promote(common: &Common, timeout: Duration, op: Option<String>) -> Outcom
     take_over(common, Failover { timeout_ms: millis(timeout), ..Failover::default() }, op)
 }
 
-fn millis(time: Duration) -> u64 {
+pub fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

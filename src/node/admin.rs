@@ -1,44 +1,77 @@
 //! Admin requests: which are answered at once, which wait for the role machine, and how the node stops.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::admin::{ErrorCode, Keeper, Request, Response, StopMode, Verb, WalKeepers};
-use crate::base::{Lsn, Mono};
-use crate::io::Seam;
-use crate::role::{Command, CommandResult, Done, Evidence, Refusal};
+use crate::admin::{ErrorCode, Keeper, Request, Response, StopMode, Verb, WalKeepers, WantedRole};
+use crate::base::limits::HISTORY_ROWS_MAX;
+use crate::base::{Lsn, Mono, NodeId};
+use crate::cluster::History;
+use crate::config::SyncKind;
+use crate::io::{ConnId, Seam};
+use crate::role::{Command, CommandResult, Done, Evidence, PolicyChange, Refusal, Unfit};
 
 use super::Node;
 use super::control::ControlMessage;
+use super::forward::PassedOn;
+use super::rates::Rate;
+use super::run::role_fits;
 use super::status::PeerRows;
+use super::streams::SenderSlot;
 
 /// The op of `-M primary`, asked for by nobody who waits.
 pub const START_OP: u64 = 0;
 /// How long a cluster question waits for the rows of other nodes.
 const ROWS_PATIENCE: Duration = Duration::from_millis(600);
 
-type Answer = Box<dyn FnOnce(Response) + Send>;
+/// Where an answer will stand that is sent in a later turn.
+pub type Slot = Arc<Mutex<Option<Response>>>;
+pub type Answer = Box<dyn FnOnce(Response) + Send>;
 
 /// Requests under way.
 #[derive(Default)]
 pub struct Admin {
     /// Commands of the role machine, by their op number.
     commands: BTreeMap<u64, Pending>,
-    next_op: u64,
+    pub next_op: u64,
     questions: Vec<(Request, Answer, Mono)>,
     pub peers: PeerRows,
+    pub rates: BTreeMap<NodeId, Rate>,
+    /// Requests that another node carries out, by the number under which it was asked.
+    pub passed_on: BTreeMap<u64, PassedOn>,
+    /// Requests of peers that are carried out here, and where their answers will stand.
+    pub for_peers: Vec<(ConnId, u64, Slot)>,
+    /// What the failover under way could lose.
+    stake: Option<serde_json::Value>,
 }
 
 struct Pending {
-    request: Request,
-    reply: Answer,
+    asker: Asker,
     until: Mono,
 }
 
+/// Who waits for the role machine's answer.
+pub enum Asker {
+    Admin {
+        request: Request,
+        reply: Answer,
+    },
+    /// A client that sent a role command.
+    Client {
+        conn: ConnId,
+    },
+    /// The answer goes to the log alone.
+    Nobody {
+        what: &'static str,
+    },
+}
+
 /// An ordered stop under way.
-#[derive(Debug)]
 pub struct Stopping {
     since: Mono,
+    /// Who ordered it: answered when it is done, with what the standbys hold.
+    waiting: Vec<(Request, Answer)>,
 }
 
 impl<S: Seam> Node<S> {
@@ -59,9 +92,13 @@ impl<S: Seam> Node<S> {
         match &request.verb {
             Verb::Ping => reply(Response::done(&request, serde_json::json!({ "pid": std::process::id() }))),
             Verb::Status => reply(Response::done_with(&request, &self.own_status())),
-            Verb::Query => reply(Response::done_with(&request, &self.query_status())),
-            Verb::PolicyShow => reply(Response::done_with(&request, &self.policy_status())),
-            Verb::ClusterStatus { .. } => {
+            Verb::Query | Verb::PolicyShow
+                if self.role.leading().is_some() || self.admin.peers.heard(self.now) =>
+            {
+                reply(self.answer_question(&request));
+            }
+            // What only the primary knows is asked of it.
+            Verb::Query | Verb::PolicyShow | Verb::ClusterStatus { .. } => {
                 self.ask_peers();
                 self.admin.questions.push((request, reply, self.now + ROWS_PATIENCE));
                 self.answer_cluster_questions();
@@ -72,40 +109,172 @@ impl<S: Seam> Node<S> {
                 let text = self.metrics_text();
                 reply(Response::done(&request, serde_json::json!({ "text": text })));
             }
-            Verb::Stop { mode } => {
-                let mode = *mode;
+            Verb::Stop { mode: StopMode::Fast } => {
+                self.stop_fast();
+                self.stopping.as_mut().expect("just ordered").waiting.push((request, reply));
+            }
+            Verb::Stop { mode: StopMode::Immediate } => {
                 reply(Response::done(&request, serde_json::json!({ "stopping": true })));
-                match mode {
-                    StopMode::Fast => self.stop_fast(),
-                    StopMode::Immediate => self.exit = Some(0),
-                }
+                self.exit = Some(0);
             }
             Verb::Failover(_) => self.failover(request, reply),
+            Verb::Switchover(_) => self.switchover(request, reply),
+            Verb::PolicySet(_) => self.policy_set(request, reply),
+            Verb::Role { role, alone } => {
+                let (role, alone) = (*role, *alone);
+                self.role_wanted(request, reply, role, alone);
+            }
+            Verb::History { limit } => {
+                let limit = if *limit == 0 { HISTORY_ROWS_MAX } else { *limit };
+                let rows = self.chronicle.newest(limit);
+                reply(Response::done_with(&request, &History { rows }));
+            }
+            Verb::Reload { .. } => reply(self.reload(&request)),
         }
+    }
+
+    /// Notes who asks, for the history of what follows.
+    fn asked(&mut self, what: &str, op: &str) {
+        self.chronicle.asked = format!("{what} (op {op})");
+    }
+
+    /// Refuses a change that was decided on an older view of the cluster.
+    fn stale(&self, request: &Request, expected: Option<u64>) -> Option<Response> {
+        let term = self.role.control().history.last().map_or(0, |(term, _)| term.number);
+        let expected = expected.filter(|expected| *expected != term)?;
+        let text = format!("the newest term here is {term}, not {expected}: somebody was faster");
+        Some(Response::failed(&request.op, ErrorCode::Refused, text, "look at `baton query` first"))
+    }
+
+    fn switchover(&mut self, request: Request, reply: Answer) {
+        let Verb::Switchover(wanted) = &request.verb else { unreachable!("the caller matched it") };
+        if let Some(refusal) = self.stale(&request, wanted.expect_term) {
+            return reply(refusal);
+        }
+        let timeout = wanted.timeout();
+        let to = wanted.to.map(NodeId);
+        if let Some(target) = to
+            && self.config.member(target).is_none()
+        {
+            return reply(refusal_response(
+                &request,
+                &Refusal::TargetUnfit { node: target, reason: Unfit::Unknown },
+            ));
+        }
+        if !wanted.dry_run {
+            self.asked("switchover", &request.op);
+        }
+        let command = Command::Switchover { to, dry_run: wanted.dry_run, timeout };
+        let until = self.now + request.verb.patience();
+        self.order(Asker::Admin { request, reply }, until, command);
+    }
+
+    fn policy_set(&mut self, request: Request, reply: Answer) {
+        let Verb::PolicySet(wanted) = &request.verb else { unreachable!("the caller matched it") };
+        if self.role.leading().is_none() {
+            return self.pass_on(request, reply);
+        }
+        let members: Vec<NodeId> =
+            self.config.members.iter().filter(|m| m.upstream.is_none()).map(|m| m.node).collect();
+        let rule = match crate::config::sync::parse(&wanted.rule, &members) {
+            Ok(rule) => rule,
+            Err((what, hint)) => return reply(Response::failed(&request.op, ErrorCode::Refused, what, hint)),
+        };
+        let change = PolicyChange {
+            expected_generation: wanted.expect_generation,
+            voters: rule.voters,
+            k: u8::try_from(rule.k).expect("a rule has few voters"),
+            first: rule.kind == SyncKind::First,
+            force: wanted.force,
+            dry_run: wanted.dry_run,
+        };
+        let until = self.now + wanted.timeout();
+        if !wanted.dry_run {
+            self.asked("policy set", &request.op);
+        }
+        self.order(Asker::Admin { request, reply }, until, Command::ChangePolicy(change));
+    }
+
+    /// `-M ROLE` for a node that runs.
+    fn role_wanted(&mut self, request: Request, reply: Answer, role: WantedRole, alone: bool) {
+        if let Err(text) = role_fits(&self.config, role) {
+            let hint = "correct `upstream` in the configuration, or ask for the other role";
+            return reply(Response::failed(&request.op, ErrorCode::Refused, text, hint));
+        }
+        let until = self.now + request.verb.patience();
+        self.asked("start -M", &request.op);
+        match role {
+            WantedRole::Primary => {
+                self.pending = false;
+                let command = Command::RequestPrimary { alone, force: false };
+                self.order(Asker::Admin { request, reply }, until, command);
+            }
+            WantedRole::Standby | WantedRole::CascadeStandby => {
+                self.pending = false;
+                self.order(Asker::Admin { request, reply }, until, Command::RequestStandby);
+            }
+            WantedRole::Pending => {
+                if let Some(term) = self.role.leading() {
+                    let refusal = Refusal::PrimaryAlive { node: self.me(), term };
+                    return reply(refusal_response(&request, &refusal));
+                }
+                self.pending = true;
+                self.streams.receiver = None;
+                self.streams.requested = None;
+                self.publish_status();
+                reply(Response::done(&request, serde_json::json!({ "role": "Pending" })));
+            }
+        }
+    }
+
+    /// Hands a command to the role machine and remembers who waits for its answer.
+    pub(super) fn order(&mut self, asker: Asker, until: Mono, command: Command) {
+        self.admin.next_op += 1;
+        let op = self.admin.next_op;
+        self.admin.commands.insert(op, Pending { asker, until });
+        self.command(op, command);
     }
 
     fn failover(&mut self, request: Request, reply: Answer) {
         let Verb::Failover(wanted) = &request.verb else { unreachable!("the caller matched it") };
-        let term = self.role.control().history.last().map_or(0, |(term, _)| term.number);
-        if let Some(expected) = wanted.expect_term
-            && expected != term
-        {
-            let text = format!("the newest term here is {term}, not {expected}: somebody was faster");
-            let response =
-                Response::failed(&request.op, ErrorCode::Refused, text, "look at `baton query` first");
-            return reply(response);
+        if let Some(refusal) = self.stale(&request, wanted.expect_term) {
+            return reply(refusal);
         }
+        if self.config.me().nofailover && !wanted.force && self.role.leading().is_none() {
+            let text = format!("node {} is configured never to take over (nofailover)", self.me());
+            let hint = "promote another node, or insist with --force";
+            return reply(Response::failed(&request.op, ErrorCode::Refused, text, hint));
+        }
+        let stake = self.at_stake();
         let command = Command::Failover {
             dry_run: wanted.dry_run,
             alone: wanted.alone,
             // Confirming a loss says nothing about a primary that may be alive.
             force: wanted.force || (wanted.alone && wanted.accept_loss),
         };
-        self.admin.next_op += 1;
-        let op = self.admin.next_op;
         let until = self.now + wanted.timeout();
-        self.admin.commands.insert(op, Pending { request, reply, until });
-        self.command(op, command);
+        if !wanted.dry_run {
+            self.pending = false;
+            self.asked(if wanted.force { "failover --force" } else { "failover" }, &request.op);
+            if (wanted.force || wanted.alone) && self.role.leading().is_none() {
+                self.note("asked", "", "a forced failover", None, stake_in_words(&stake));
+            }
+        }
+        self.admin.stake = Some(stake);
+        self.order(Asker::Admin { request, reply }, until, command);
+    }
+
+    /// What a failover to this node could lose, as far as it can know: everything behind its own end that the old
+    /// primary may have acknowledged alone. Its end is what it last told; what it wrote since then nobody can see here.
+    fn at_stake(&self) -> serde_json::Value {
+        let from = self.log.wal.end().end;
+        let told = self.streams.leader_end.max(from);
+        let heard = self.streams.leader_heard;
+        let silent = (heard.0 > 0).then(|| self.now.since(heard).as_millis() as u64);
+        serde_json::json!({
+            "from_lsn": from.0, "to_lsn_last_told": told.0, "bytes_known": told.since(from),
+            "unheard_ms": silent, "uncommitted_kept_bytes": from.since(self.committed.lsn()),
+        })
     }
 
     /// The role machine's answer to a command.
@@ -117,22 +286,57 @@ impl<S: Seam> Node<S> {
             }
             return;
         }
-        let Some(Pending { request, reply, .. }) = self.admin.commands.remove(&op) else { return };
-        reply(match result {
-            Ok(done) => Response::done(&request, done_json(&done)),
-            Err(refusal) => refusal_response(&request, &refusal),
-        });
+        let Some(Pending { asker, .. }) = self.admin.commands.remove(&op) else { return };
+        if result.is_err() {
+            self.chronicle.asked.clear();
+        }
+        match asker {
+            Asker::Admin { request, reply } => {
+                let stake = match &request.verb {
+                    Verb::Failover(_) => self.admin.stake.take(),
+                    _ => None,
+                };
+                let mut response = match &result {
+                    Ok(done) => Response::done(&request, done_json(done)),
+                    Err(refusal) => refusal_response(&request, refusal),
+                };
+                if let (Some(stake), Some(fields)) = (stake, response.result.as_object_mut()) {
+                    fields.insert("at_stake".into(), stake);
+                }
+                reply(response);
+            }
+            Asker::Client { conn } => {
+                let answer = result.map(|_| ()).map_err(|refusal| refusal.to_string());
+                self.clients.told.push((conn, answer));
+                self.gates_moved = true;
+            }
+            Asker::Nobody { what } => match result {
+                Ok(done) => tracing::info!(?done, what, "carried out"),
+                Err(refusal) => tracing::warn!(%refusal, what, "refused"),
+            },
+        }
     }
 
     pub(super) fn admin_timers(&mut self) {
         let late: Vec<u64> =
             self.admin.commands.iter().filter(|(_, p)| self.now > p.until).map(|(op, _)| *op).collect();
         for op in late {
-            let Pending { request, reply, .. } = self.admin.commands.remove(&op).expect("just seen");
             let text = "not finished in time; a term that was started goes on and may still succeed";
-            reply(Response::failed(&request.op, ErrorCode::UnknownOutcome, text, "look at `baton query`"));
+            match self.admin.commands.remove(&op).expect("just seen").asker {
+                Asker::Admin { request, reply } => {
+                    reply(Response::failed(
+                        &request.op,
+                        ErrorCode::UnknownOutcome,
+                        text,
+                        "look at `baton query`",
+                    ));
+                }
+                Asker::Client { conn } => self.clients.told.push((conn, Err(text.to_string()))),
+                Asker::Nobody { what } => tracing::warn!(what, text),
+            }
         }
         self.answer_cluster_questions();
+        self.passed_on_timers();
     }
 
     /// Answers cluster questions whose rows are in, or that have waited long enough.
@@ -148,9 +352,16 @@ impl<S: Seam> Node<S> {
         if ready.is_empty() {
             return;
         }
-        let status = self.cluster_status();
         for (request, reply, _) in ready {
-            reply(Response::done_with(&request, &status));
+            reply(self.answer_question(&request));
+        }
+    }
+
+    fn answer_question(&self, request: &Request) -> Response {
+        match request.verb {
+            Verb::Query => Response::done_with(request, &self.query_status()),
+            Verb::PolicyShow => Response::done_with(request, &self.policy_known()),
+            _ => Response::done_with(request, &self.cluster_status()),
         }
     }
 
@@ -169,7 +380,7 @@ impl<S: Seam> Node<S> {
             first_lsn: self.log.oldest().0,
             end_lsn: end.0,
             kept_bytes: self.log.keeper.segment_bytes(),
-            budget_bytes: self.config.log_retention.unwrap_or(super::log::RETENTION_DEFAULT),
+            budget_bytes: self.log.retention.budget,
             keepers,
         }
     }
@@ -198,7 +409,7 @@ impl<S: Seam> Node<S> {
     pub fn stop_fast(&mut self) {
         if self.stopping.is_none() {
             tracing::info!("stopping: no new clients, finishing what was accepted");
-            self.stopping = Some(Stopping { since: self.now });
+            self.stopping = Some(Stopping { since: self.now, waiting: Vec::new() });
         }
     }
 
@@ -206,10 +417,14 @@ impl<S: Seam> Node<S> {
     pub(super) fn continue_stop(&mut self) {
         const DRAIN: Duration = Duration::from_secs(3);
         const FAREWELL: Duration = Duration::from_millis(200);
-        let Some(Stopping { since }) = self.stopping else { return };
+        let Some(Stopping { since, .. }) = self.stopping else { return };
         let waited = self.now.since(since);
         let settled = self.log.wal.idle() && self.log.wal.writer().is_empty() && self.clients.gated() == 0;
-        if !settled && waited < DRAIN {
+        // The last of the log reaches every standby that listens, so that any of them can go on from there.
+        let end = self.log.wal.end().end;
+        let holds = |slot: &SenderSlot| slot.sender.acked().is_some_and(|acked| acked.flushed.lsn() >= end);
+        let shipped = self.role.leading().is_none() || self.streams.senders.values().all(holds);
+        if !(settled && shipped) && waited < DRAIN {
             self.gates_moved = true;
             return;
         }
@@ -217,9 +432,32 @@ impl<S: Seam> Node<S> {
             self.close_clients_unknown();
             return;
         }
-        tracing::info!(end = %self.log.wal.end().end, committed = %self.committed, "stopped");
+        tracing::info!(%end, committed = %self.committed, "stopped");
+        self.note("stop", "", "in order", None, String::new());
+        let standbys: Vec<_> = self
+            .streams
+            .senders
+            .values()
+            .map(|slot| {
+                let flushed = slot.sender.acked().map_or(0, |acked| acked.flushed.lsn().0);
+                let node = slot.sender.peer().node.0;
+                serde_json::json!({ "node": node, "flushed_lsn": flushed, "holds": holds(slot) })
+            })
+            .collect();
+        let result = serde_json::json!({ "stopping": true, "final_lsn": end.0, "standbys": standbys });
+        let waiting = self.stopping.as_mut().map(|stopping| std::mem::take(&mut stopping.waiting));
+        for (request, reply) in waiting.into_iter().flatten() {
+            reply(Response::done(&request, result.clone()));
+        }
         self.exit = Some(0);
     }
+}
+
+fn stake_in_words(stake: &serde_json::Value) -> String {
+    format!(
+        "at stake: lsn {} to {} as last told ({} bytes), and what the old primary wrote in the {} ms since",
+        stake["from_lsn"], stake["to_lsn_last_told"], stake["bytes_known"], stake["unheard_ms"]
+    )
 }
 
 fn evidence_json(evidence: &Evidence) -> serde_json::Value {
@@ -244,6 +482,13 @@ fn done_json(done: &Done) -> serde_json::Value {
             serde_json::json!({ "role": "Standby", "leader": leader.0, "term": term.number })
         }
         Done::Standby => serde_json::json!({ "role": "Standby" }),
+        Done::SwitchedOver { leader, term, evidence } => serde_json::json!({
+            "leader": leader.0, "term": term.number, "term_id": format!("{:032x}", term.id),
+            "evidence": evidence_json(evidence),
+        }),
+        Done::PolicyChanged { generation, evidence } => {
+            serde_json::json!({ "generation": generation, "evidence": evidence_json(evidence) })
+        }
     }
 }
 
@@ -252,6 +497,8 @@ fn refusal_response(request: &Request, refusal: &Refusal) -> Response {
         Refusal::NoQuorum { .. } => (ErrorCode::NoQuorum, "start more voters and ask again"),
         Refusal::Timeout { .. } => (ErrorCode::Timeout, "look at `baton query`, then ask again"),
         Refusal::LogFailed => (ErrorCode::Failed, "restart or replace this node"),
+        Refusal::NotPrimary { .. } => (ErrorCode::WrongRole, "ask the primary; nothing was changed"),
+        Refusal::OutcomeUnknown { .. } => (ErrorCode::UnknownOutcome, "look at `baton cluster status`"),
         _ => (ErrorCode::Refused, "nothing was changed"),
     };
     Response::failed(&request.op, code, refusal.to_string(), hint)

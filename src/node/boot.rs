@@ -1,5 +1,6 @@
 //! From a data folder to a running node: lock, control file, store, log, role, listeners.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use crate::record::Record;
 use crate::redo::Redo;
 use crate::replication::{Identity, Secret};
 use crate::role::control::{CONTROL_BYTES, choose};
-use crate::role::machine::RoleConfig;
-use crate::role::{Command, ControlCopy, ControlError, ControlState, DataStatus, Input, RoleMachine};
+use crate::role::{
+    Command, ControlCopy, ControlError, ControlState, DataStatus, Input, RoleConfig, RoleMachine, Traits,
+};
 use crate::store::{SLOT_BYTES, Store, StoreConfig, StoreError, WalkStep};
 use crate::wal::{
     KeeperConfig, LogFile, RecoverError, RecoverParams, Recovered, SegmentKeeper, Verdict, Wal, WalConfig,
@@ -29,7 +31,7 @@ use super::files::{Folder, read_small};
 use super::gates::Watermarks;
 use super::groups::Groups;
 use super::links::Links;
-use super::log::{Log, SegmentFiles};
+use super::log::{Log, Retention, SegmentFiles};
 use super::mark::{self, MarkFile};
 use super::redo::Replay;
 use super::run::StartRole;
@@ -50,6 +52,8 @@ pub struct BootOptions {
     pub checkpoint_bytes: u64,
     /// Lanes of redo. They run one after another until [`Node::employ`] gives them threads.
     pub redo_workers: usize,
+    /// Size of the disk under the data folder, where it is known.
+    pub disk_bytes: Option<u64>,
 }
 
 impl BootOptions {
@@ -62,6 +66,7 @@ impl BootOptions {
             frames_in_flight: 4,
             checkpoint_bytes: 0,
             redo_workers: 1,
+            disk_bytes: None,
         }
     }
 }
@@ -236,6 +241,17 @@ fn heal_control<S: Seam>(seam: &mut S, path: &std::path::Path, state: &ControlSt
     }
 }
 
+/// What the configuration says of each member's fitness to lead.
+fn traits(config: &Config) -> BTreeMap<NodeId, Traits> {
+    let of = |member: &crate::config::Member| Traits {
+        priority: member.priority,
+        nofailover: member.nofailover,
+        delayed: member.apply_delay.is_some(),
+        cascade: member.upstream.is_some(),
+    };
+    config.members.iter().map(|member| (member.node, of(member))).collect()
+}
+
 /// How the memory budget is divided.
 pub(super) fn store_config(config: &Config, control: &ControlState) -> StoreConfig {
     let memory = usize::try_from(config.memory).unwrap_or(usize::MAX);
@@ -378,13 +394,13 @@ impl Parts {
             },
             &recovered,
         );
-        let retention = config.log_retention.unwrap_or(super::log::RETENTION_DEFAULT);
+        let retention = Retention::new(config.log_retention, options.disk_bytes);
         let files = log_files(&mut seam, &folder);
         let keeper = SegmentKeeper::new(
             KeeperConfig {
                 segment_bytes: control.segment_bytes,
                 spare_segments: 1,
-                retention_bytes: retention,
+                retention_bytes: retention.budget,
             },
             &files,
         );
@@ -405,6 +421,9 @@ impl Parts {
                 peers: config.peers().map(|m| m.node).collect(),
                 cascade: config.me().upstream.is_some(),
                 lease: LEASE,
+                traits: traits(&config),
+                voter_timeout: None,
+                store: false,
                 seed: seam.random(),
             },
             control,
@@ -423,10 +442,13 @@ impl Parts {
             role,
             role_inputs: Default::default(),
             role_effects: Vec::new(),
+            role_waiters: BTreeMap::new(),
+            role_asked: 0,
+            writes_held: false,
             acks_stopped: false,
             drain: None,
             term_start_end: Lsn::ZERO,
-            log: Log::new(wal, keeper, whole, segment_bytes),
+            log: Log::new(wal, keeper, whole, segment_bytes, retention),
             log_moved: true,
             log_failure_told: false,
             repair_told: false,
@@ -461,6 +483,8 @@ impl Parts {
             mailbox: None,
             board: None,
             admin: Admin::default(),
+            chronicle: Default::default(),
+            pending: options.role == Some(StartRole::Pending),
             exit: None,
             stopping: None,
             seam,
@@ -488,7 +512,12 @@ impl Parts {
                 let command = Command::RequestPrimary { alone: options.alone, force: false };
                 node.tell_role(Input::Command { op: super::admin::START_OP, command });
             }
-            Some(StartRole::Standby | StartRole::CascadeStandby | StartRole::Pending) | None => {}
+            // Not even after a blackout, although it may have led last.
+            Some(StartRole::Standby | StartRole::CascadeStandby | StartRole::Pending) => {
+                let command = Command::RequestStandby;
+                node.tell_role(Input::Command { op: super::admin::START_OP, command });
+            }
+            None => {}
         }
         node
     }

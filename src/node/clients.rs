@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::base::limits::CLIENT_OUTPUT_BYTES_SOFT;
-use crate::base::{Mono, Stamp};
+use crate::base::{Mono, NodeId, Stamp};
 use crate::exec::{
-    self, CommitLevel, Engine, ExecState, Mode, Outcome, Session, WaitRequest, Writes, errors,
+    self, CommitLevel, Engine, ExecState, LsnRequest, Mode, Outcome, RoleRequest, Session, WaitRequest,
+    Writes, errors,
 };
 use crate::io::{ConnId, ListenerId, Op, Outgoing, ReceivedBytes, Seam};
 use crate::resp::{Parse, RequestParser};
@@ -27,7 +28,7 @@ const EXPIRE_BUDGET: usize = 64;
 
 /// Why a client's next command does not run now.
 #[derive(Debug)]
-enum Waiting {
+pub(super) enum Waiting {
     Nothing,
     /// A page of the store is being read.
     Page,
@@ -36,6 +37,13 @@ enum Waiting {
         request: WaitRequest,
         until: Option<Mono>,
     },
+    /// BATON.LSN or BATON.WAITLSN.
+    Lsn {
+        request: LsnRequest,
+        until: Option<Mono>,
+    },
+    /// The role machine's answer.
+    Role,
     /// Writes are held, the open group is full, or a long command gave way: run again in the next turn.
     Turn,
 }
@@ -47,14 +55,14 @@ pub struct Client {
     pub peer: SocketAddr,
     pub opened: Mono,
     pub active: Mono,
-    conn: ConnId,
+    pub(super) conn: ConnId,
     parser: RequestParser,
     input: Vec<u8>,
     /// Bytes of `input` that were carried out.
     used: usize,
-    replies: Replies,
+    pub(super) replies: Replies,
     outbox: Outbox,
-    waiting: Waiting,
+    pub(super) waiting: Waiting,
     paused: bool,
     /// Close once everything is out.
     closing: bool,
@@ -82,7 +90,13 @@ pub struct Clients {
     gates: BTreeMap<(Gate, Stamp), Vec<ConnId>>,
     /// Run again in the next turn.
     again: Vec<ConnId>,
-    replicas_waiting: Vec<ConnId>,
+    /// Run again when writes go on.
+    held: Vec<ConnId>,
+    pub(super) replicas_waiting: Vec<ConnId>,
+    pub(super) lsn_waiting: Vec<ConnId>,
+    /// Role commands that clients sent, and answers for those who wait.
+    pub(super) role_requests: Vec<(ConnId, RoleRequest)>,
+    pub(super) told: Vec<(ConnId, Result<(), String>)>,
     /// The newest group with a write whose reply waits until standbys have applied it.
     pub apply_awaited: Stamp,
     pub accept_again: Vec<ListenerId>,
@@ -133,7 +147,11 @@ impl Clients {
             next_session: 0,
             gates: BTreeMap::new(),
             again: Vec::new(),
+            held: Vec::new(),
             replicas_waiting: Vec::new(),
+            lsn_waiting: Vec::new(),
+            role_requests: Vec::new(),
+            told: Vec::new(),
             apply_awaited: Stamp::COMMITTED,
             accept_again: Vec::new(),
             kill: Vec::new(),
@@ -149,11 +167,11 @@ impl Clients {
         self.map.len()
     }
 
-    fn take(&mut self, conn: ConnId) -> Option<Box<Client>> {
+    pub(super) fn take(&mut self, conn: ConnId) -> Option<Box<Client>> {
         self.map.get_mut(&conn)?.take()
     }
 
-    fn put(&mut self, client: Box<Client>) {
+    pub(super) fn put(&mut self, client: Box<Client>) {
         let conn = client.conn;
         if let Some(place) = self.map.get_mut(&conn) {
             *place = Some(client);
@@ -163,6 +181,11 @@ impl Clients {
     /// Somebody waits for more than flushes on standbys.
     pub fn waits_for_more(&self) -> bool {
         !self.replicas_waiting.is_empty()
+    }
+
+    /// Somebody waits until a position is known or applied.
+    pub fn waits_for_lsn(&self) -> bool {
+        !self.lsn_waiting.is_empty()
     }
 
     /// Replies that wait at a gate, as clients.
@@ -250,11 +273,13 @@ impl<S: Seam> Node<S> {
     /// What this node may do for clients now.
     pub(super) fn mode(&self) -> Mode {
         if self.serving {
-            let writes = if self.disk_full() {
+            let writes = if self.stopping.is_some() {
+                Writes::Refused(errors::STOPPING)
+            } else if self.disk_full() {
                 Writes::Refused(errors::DISK_FULL)
             } else if self.too_few_voters() {
                 Writes::Refused(errors::NO_REPLICAS)
-            } else if self.data.store.delta_full() {
+            } else if self.writes_held || self.data.store.delta_full() {
                 Writes::Held
             } else {
                 Writes::Open
@@ -265,7 +290,11 @@ impl<S: Seam> Node<S> {
         if self.executed || self.role.leading().is_some() || self.exit.is_some() {
             return Mode::Closed(errors::NOT_SERVING);
         }
-        if self.data.applied.lsn() < self.readable_from {
+        if self.pending {
+            return Mode::Closed(errors::NOT_SERVING);
+        }
+        // A delayed standby has reached what it showed before when the next frame is too young to be applied.
+        if self.data.applied.lsn() < self.readable_from && self.data.delayed_until.is_none() {
             return Mode::Closed(errors::LOADING);
         }
         let bound = self.config.staleness_bound;
@@ -279,7 +308,7 @@ impl<S: Seam> Node<S> {
     }
 
     /// Carries out the requests that stand whole in the client's buffer.
-    fn run_client(&mut self, client: &mut Client) {
+    pub(super) fn run_client(&mut self, client: &mut Client) {
         let mut budget = COMMANDS_PER_TURN;
         while matches!(client.waiting, Waiting::Nothing) && !client.closing {
             if client.output_bytes() >= CLIENT_OUTPUT_BYTES_SOFT {
@@ -445,6 +474,11 @@ impl<S: Seam> Node<S> {
                 self.park(client.conn, miss);
                 false
             }
+            Outcome::Held if self.writes_held => {
+                client.waiting = Waiting::Turn;
+                self.clients.held.push(client.conn);
+                false
+            }
             Outcome::Held => {
                 self.wait_turn(client);
                 false
@@ -459,12 +493,17 @@ impl<S: Seam> Node<S> {
                 self.wait_turn(client);
                 false
             }
+            // The command is over; its reply comes when what it waits for has come about.
             Outcome::Wait(request) => {
-                let until =
-                    (request.timeout_ms > 0).then(|| self.now + Duration::from_millis(request.timeout_ms));
-                client.waiting = Waiting::Replicas { request, until };
-                self.clients.replicas_waiting.push(client.conn);
-                // The command is over; its reply comes when the standbys have answered.
+                self.wait_replicas(client, request);
+                true
+            }
+            Outcome::Lsn(request) => {
+                self.wait_lsn(client, request);
+                true
+            }
+            Outcome::Role(request) => {
+                self.wait_role(client, request);
                 true
             }
             Outcome::Done { .. } | Outcome::Close { .. } => unreachable!("answered by the caller"),
@@ -498,7 +537,7 @@ impl<S: Seam> Node<S> {
     }
 
     /// Sends what may leave, adjusts reading, and puts the client back (or ends it).
-    fn settle_client(&mut self, mut client: Box<Client>) {
+    pub(super) fn settle_client(&mut self, mut client: Box<Client>) {
         let marks = self.current_marks();
         let mut out = std::mem::take(&mut self.clients.scratch);
         client.replies.release(&marks, &mut out);
@@ -570,9 +609,13 @@ impl<S: Seam> Node<S> {
         for conn in std::mem::take(&mut self.clients.again) {
             self.resume_client(conn);
         }
-        if !std::mem::take(&mut self.gates_moved) {
-            return;
+        if std::mem::take(&mut self.gates_moved) {
+            self.open_gates(true);
         }
+    }
+
+    /// Lets replies go; `run`: clients whose replies left go on with what they sent meanwhile.
+    pub(super) fn open_gates(&mut self, run: bool) {
         let marks = self.current_marks();
         let mut open = Vec::new();
         for (gate, mark) in [
@@ -593,52 +636,40 @@ impl<S: Seam> Node<S> {
         }
         for conn in open {
             if let Some(mut client) = self.clients.take(conn) {
-                if client.input_bytes() > 0 {
+                if run && client.input_bytes() > 0 {
                     self.run_client(&mut client);
                 }
                 self.settle_client(client);
             }
         }
-        self.answer_waits();
+        if run {
+            self.answer_waits();
+        }
     }
 
-    /// WAIT and WAITAOF whose standbys have answered, or whose time is up.
-    fn answer_waits(&mut self) {
-        for conn in std::mem::take(&mut self.clients.replicas_waiting) {
+    /// Writes go on: what waited for that runs in the next turn.
+    pub(super) fn run_held_clients(&mut self) {
+        let held = std::mem::take(&mut self.clients.held);
+        self.clients.again.extend(held);
+    }
+
+    /// This node leads no more. Commands that were held never ran: their clients are told where to go.
+    pub(super) fn redirect_held_clients(&mut self, successor: Option<NodeId>) {
+        let place = successor.and_then(|node| self.config.member(node)).map(|member| match member.client {
+            Some(addr) => format!("; the primary is node {} at {addr}", member.node),
+            None => format!("; the primary is node {} on host {}", member.node, member.host),
+        });
+        let text = format!(
+            "READONLY You can't write against a read only replica: this node has handed over{}",
+            place.unwrap_or_default()
+        );
+        for conn in std::mem::take(&mut self.clients.held) {
             let Some(mut client) = self.clients.take(conn) else { continue };
-            let Waiting::Replicas { request, until } = &client.waiting else {
-                self.clients.put(client);
-                continue;
-            };
-            let (request, until) = (*request, *until);
-            let (local, replicas) = self.acknowledged(&request);
-            let met = replicas >= request.replicas && (local || request.local != Some(true));
-            if !met && until.is_none_or(|until| self.now < until) {
-                self.clients.replicas_waiting.push(conn);
-                self.clients.put(client);
-                continue;
-            }
             client.waiting = Waiting::Nothing;
-            request.reply(local, replicas, &client.session, client.replies.buffer());
-            client.replies.close_gate(Need::NOTHING, self.now);
-            self.run_client(&mut client);
+            self.give_up_on(&mut client);
+            self.refuse_client(&mut client, &text);
             self.settle_client(client);
         }
-    }
-
-    fn acknowledged(&self, request: &WaitRequest) -> (bool, u32) {
-        if request.stamp > self.groups.at(self.log.wal.end().end) {
-            return (false, 0);
-        }
-        // A group that was forgotten is committed; nobody is counted for less than the commit index then.
-        let end = self.groups.end_of(request.stamp).unwrap_or(self.committed.lsn());
-        let local = self.log.wal.flushed().lsn() >= end;
-        let count = match (&self.streams.progress, request.local) {
-            (None, _) => 0,
-            (Some(progress), None) => progress.count_written(end),
-            (Some(progress), Some(_)) => progress.count_flushed(end),
-        };
-        (local, count as u32)
     }
 
     pub(super) fn client_timers(&mut self) {

@@ -197,6 +197,7 @@ impl<S: Seam> Node<S> {
             return self.fail("the log refuses to be cut");
         }
         tracing::warn!(from = %to, to = %dropped, "uncommitted tail dropped from the log and kept as a tail file");
+        self.note_tail(to, dropped);
         if let Some(cut) = &mut self.log.tail {
             cut.stage = Stage::Zero;
         }

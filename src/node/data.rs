@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 
 use crate::base::limits::PAGE_BYTES;
-use crate::base::{AlignedBuf, AppliedLsn, Lsn, ShardId, WallMs};
+use crate::base::{AlignedBuf, AppliedLsn, Lsn, Mono, ShardId, WallMs};
 use crate::io::{ConnId, FileId, Op, Seam};
 use crate::record::{MERGE_VERSION, Record};
 use crate::store::{FlushToken, MergeStep, Miss, PageNo, Store};
@@ -35,6 +35,8 @@ pub struct Data {
     /// The page file could not grow for want of space. Nothing was lost: its new end was not in use yet.
     pub starved: bool,
     superblock_busy: bool,
+    /// The next frame is too young for this delayed standby; it is looked at again then.
+    pub delayed_until: Option<Mono>,
     /// Position at which the last checkpoint record was logged by this primary, and the shard it named.
     next_shard: u16,
     last_checkpoint: Lsn,
@@ -74,6 +76,7 @@ impl Data {
             growing: None,
             starved: false,
             superblock_busy: false,
+            delayed_until: None,
             next_shard: 0,
             last_checkpoint: applied,
             more_merges: true,
@@ -90,7 +93,7 @@ impl<S: Seam> Node<S> {
     /// On the primary: logs a checkpoint when enough log or delta has gathered. Only between groups: the record stands
     /// in front of everything else in its frame.
     pub(super) fn log_checkpoints(&mut self) {
-        if !self.serving || !self.log.wal.writer().is_empty() {
+        if !self.serving || self.writes_held || !self.log.wal.writer().is_empty() {
             return;
         }
         let end = self.log.wal.end().end;

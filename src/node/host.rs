@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::SocketAddr;
 
-use crate::base::{AppliedLsn, CommittedLsn, FlushedLsn, Lsn, Mono, Stamp, WallMs};
+use crate::base::{AppliedLsn, ClusterId, CommittedLsn, Digest, FlushedLsn, Lsn, Mono, Stamp, Term, WallMs};
 use crate::config::Config;
 use crate::exec::{ClientFacts, Host, ReplicaRole, ReplicaState, Role, Session};
 use crate::io::ConnId;
@@ -54,7 +54,6 @@ impl HostView<'_> {
     }
 
     fn replication(&self, out: &mut Vec<u8>) -> std::io::Result<()> {
-        let run = format!("{:040x}", self.identity.run);
         if self.role.leading().is_some() {
             write!(out, "role:master\r\nconnected_slaves:{}\r\n", self.streams.senders.len())?;
             for (i, slot) in self.streams.senders.values().enumerate() {
@@ -85,12 +84,26 @@ impl HostView<'_> {
                 self.config.me().priority,
             )?;
         }
+        // One id for each term of the cluster, the same on every node that follows it; the one before it is valid up to
+        // where the term starts, as after a failover of Redis.
+        let terms = self.role.control().history.entries();
+        let id = |at: usize| replication_id(self.identity.cluster, terms[at].0);
+        let (replid, replid2, second) = match terms.len() {
+            0 => (format!("{:040}", 0), format!("{:040}", 0), -1),
+            1 => (id(0), format!("{:040}", 0), -1),
+            count => (id(count - 1), id(count - 2), terms[count - 1].1.0 as i64),
+        };
+        let failover = match self.role.switching() {
+            None => "no-failover",
+            Some(view) if view.stage == "draining" => "waiting-for-sync",
+            Some(_) => "failover-in-progress",
+        };
         write!(
             out,
-            "master_failover_state:no-failover\r\nmaster_replid:{run}\r\nmaster_replid2:{:040}\r\n\
-             master_repl_offset:{}\r\nsecond_repl_offset:-1\r\nrepl_backlog_active:1\r\nrepl_backlog_size:0\r\n\
+            "master_failover_state:{failover}\r\nmaster_replid:{replid}\r\nmaster_replid2:{replid2}\r\n\
+             master_repl_offset:{}\r\nsecond_repl_offset:{second}\r\nrepl_backlog_active:1\r\nrepl_backlog_size:0\r\n\
              repl_backlog_first_byte_offset:0\r\nrepl_backlog_histlen:0\r\n",
-            0, self.end.0
+            self.end.0
         )
     }
 
@@ -268,13 +281,15 @@ impl Host for HostView<'_> {
         }
     }
 
-    fn extension(&mut self, _session: &mut Session, args: Args<'_>, reply: &mut Reply<'_>) -> bool {
-        if args.at(0).eq_ignore_ascii_case(b"baton.lsn") && args.len() == 1 {
-            reply.integer(self.committed.lsn().0 as i64);
-            return true;
-        }
+    fn extension(&mut self, _session: &mut Session, _args: Args<'_>, _reply: &mut Reply<'_>) -> bool {
         false
     }
+}
+
+/// The 40 hex digits by which Redis names one history of writes.
+fn replication_id(cluster: ClusterId, term: Term) -> String {
+    let mixed = Digest::of(format!("{cluster}/{}/{:032x}", term.number, term.id).as_bytes());
+    format!("{:08x}{mixed}", term.number as u32)
 }
 
 /// A host for work that no client asked for.

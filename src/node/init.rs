@@ -13,6 +13,7 @@ use crate::wal::{LogFile, LogReader, inspect_segment};
 
 use super::boot::store_config;
 use super::files::{Folder, create_durable, create_zeroed, read_small};
+use super::inspect_tail::inspect_tails;
 use super::log::SegmentFiles;
 
 /// What `baton init` needs.
@@ -36,6 +37,8 @@ pub enum Inspect {
     Wal,
     Control,
     Superblock,
+    /// What was cut off the log, kept beside it.
+    Tail,
 }
 
 /// Why the node could not do it, and what to do next.
@@ -160,6 +163,7 @@ pub fn inspect(data: &Path, what: Inspect) -> Result<serde_json::Value, NodeErro
         Inspect::Control => Ok(describe_control(&control)),
         Inspect::Wal => inspect_wal(&mut seam, &folder, &control),
         Inspect::Superblock => inspect_superblock(&mut seam, &folder, &control),
+        Inspect::Tail => inspect_tails(data, control.cluster, control.segment_bytes),
     }
 }
 
@@ -205,7 +209,10 @@ fn describe_control(c: &ControlState) -> serde_json::Value {
             "term": term.to_string(), "start_lsn": start.0, "start": start.to_string(),
         })).collect::<Vec<_>>(),
         "policy": generation(&c.policy),
-        "pending_policy": c.pending.as_ref().map(|p| generation(&p.generation)),
+        "pending_policies": c.pending.iter().map(|p| generation(&p.generation)).collect::<Vec<_>>(),
+        "operation": c.operation.map(|o| serde_json::json!({
+            "part": format!("{:?}", o.part), "peer": o.peer.0, "term": o.term.to_string(),
+        })),
         "known_committed_lsn": c.known_committed.lsn().0,
         "starts": c.starts,
     })

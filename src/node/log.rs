@@ -21,8 +21,25 @@ use super::{Node, token};
 
 /// Free disk space kept for control files, pages and tails: no segment is made out of it.
 const DISK_RESERVE: u64 = 32 << 20;
-/// Log kept on disk when the configuration says nothing.
-pub const RETENTION_DEFAULT: u64 = 16 << 30;
+/// Log kept on disk when the configuration says nothing: this, or a tenth of a disk where that is more.
+const RETENTION_DEFAULT: u64 = 16 << 30;
+/// The part of a disk that stays free: below it no log is kept for anybody who lags.
+const DISK_FLOOR_PART: u64 = 20;
+
+/// How much log is kept for standbys.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    pub budget: u64,
+    /// Size of the disk; 0 where it is not known.
+    pub disk: u64,
+}
+
+impl Retention {
+    pub fn new(configured: Option<u64>, disk_bytes: Option<u64>) -> Retention {
+        let disk = disk_bytes.unwrap_or(0);
+        Retention { budget: configured.unwrap_or(RETENTION_DEFAULT.max(disk / 10)), disk }
+    }
+}
 
 /// The log of a running node and its files.
 pub struct Log {
@@ -31,6 +48,7 @@ pub struct Log {
     /// False when recovery found damage: the node does not count and cannot be promoted.
     pub whole: bool,
     pub segment_bytes: u64,
+    pub retention: Retention,
     files: BTreeMap<u64, FileId>,
     spares: BTreeMap<LogFile, FileId>,
     reads: BTreeMap<u64, Pending>,
@@ -48,12 +66,19 @@ struct Pending {
 }
 
 impl Log {
-    pub fn new(wal: Wal, keeper: SegmentKeeper, whole: bool, segment_bytes: u64) -> Log {
+    pub fn new(
+        wal: Wal,
+        keeper: SegmentKeeper,
+        whole: bool,
+        segment_bytes: u64,
+        retention: Retention,
+    ) -> Log {
         Log {
             wal,
             keeper,
             whole,
             segment_bytes,
+            retention,
             files: BTreeMap::new(),
             spares: BTreeMap::new(),
             reads: BTreeMap::new(),
@@ -395,7 +420,13 @@ impl<S: Seam> Node<S> {
     /// Tells the keeper what may be recycled.
     pub(super) fn retain_log(&mut self) {
         let end = self.log.wal.end().end;
-        let budget = self.config.log_retention.unwrap_or(RETENTION_DEFAULT);
+        let Retention { mut budget, disk } = self.log.retention;
+        let floor = disk / DISK_FLOOR_PART;
+        if floor > 0 && self.seam.free_bytes(&self.folder.wal()).is_ok_and(|free| free < floor) {
+            // Whoever lags loses its promise of catch-up before the primary loses its disk.
+            budget = 0;
+        }
+        self.log.keeper.set_retention(budget);
         let mut keep = self.data.store.redo_from().min(self.committed.lsn());
         // A connected standby keeps what it has not flushed, within the budget: a slow one never fills the disk.
         if let Some(standby) = self.streams.keeps().filter(|at| end.since(*at) < budget) {

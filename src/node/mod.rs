@@ -18,6 +18,7 @@
 
 mod admin;
 mod boot;
+mod chronicle;
 mod clients;
 pub mod control;
 mod control_file;
@@ -26,15 +27,19 @@ mod cut;
 mod data;
 pub mod dir_store;
 mod files;
+mod forward;
 mod gates;
 mod groups;
 mod host;
 mod init;
+mod inspect_tail;
 mod links;
 mod log;
 mod mark;
 mod outbox;
+mod rates;
 mod redo;
+mod reload;
 mod roles;
 mod roots;
 mod run;
@@ -42,8 +47,9 @@ mod status;
 mod stream;
 mod streams;
 mod token;
+mod waits;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
@@ -54,7 +60,7 @@ use crate::config::Config;
 use crate::io::{Event, ListenerId, Op, Seam};
 use crate::metrics::Metrics;
 use crate::replication::Identity;
-use crate::role::{Effect, Input, RoleMachine};
+use crate::role::{CommandResult, Effect, Input, RoleMachine};
 use crate::store::StoreMemory;
 
 use control::{ControlMessage, StatusBoard};
@@ -69,8 +75,9 @@ use streams::Streams;
 use token::Purpose;
 
 pub use boot::{BootError, BootOptions};
+pub use chronicle::read as read_history;
 pub use init::{InitDone, InitOptions, Inspect, NodeError, init, init_on, inspect};
-pub use run::{RunOptions, StartRole, run};
+pub use run::{RunOptions, StartRole, role_fits, run};
 
 /// Frames with more records than this carry no policy record: those travel nearly alone.
 const POLICY_FRAME_RECORDS_MAX: u32 = 8;
@@ -106,6 +113,11 @@ pub struct Node<S: Seam> {
     role: RoleMachine,
     role_inputs: VecDeque<Input>,
     role_effects: Vec<Effect>,
+    /// Questions to the role machine from inside this process.
+    role_waiters: BTreeMap<u64, Box<dyn FnOnce(CommandResult) + Send>>,
+    role_asked: u64,
+    /// A switchover drains: no command that writes begins, no checkpoint is logged.
+    writes_held: bool,
     /// Between `StopAcks` and the next `Follow` or `Lead`.
     acks_stopped: bool,
     drain: Option<u64>,
@@ -152,6 +164,9 @@ pub struct Node<S: Seam> {
     mailbox: Option<Receiver<ControlMessage>>,
     board: Option<Arc<StatusBoard>>,
     admin: admin::Admin,
+    chronicle: chronicle::Chronicle,
+    /// `-M pending`: this node streams from nobody until it is told to.
+    pending: bool,
     exit: Option<u8>,
     stopping: Option<admin::Stopping>,
 }
@@ -344,7 +359,11 @@ impl<S: Seam> Node<S> {
         self.drive_log();
         // Right behind a seal the open group is empty, which is where a checkpoint record must stand.
         self.log_checkpoints();
+        let applied = self.data.applied;
         let applying = self.apply_some();
+        if self.data.applied > applied && self.clients.waits_for_lsn() {
+            self.gates_moved = true;
+        }
         if applying || self.log_moved {
             self.standby_progress();
         }

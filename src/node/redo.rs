@@ -1,10 +1,11 @@
 //! Redo on the loop: committed frames, from memory or read ahead from the disk, a slice of them in each turn.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::base::limits::RECENT_LOG_BYTES;
 use crate::base::planted::{Bug, planted};
-use crate::base::{Lsn, ShardId};
+use crate::base::{Lsn, ShardId, WallMs};
 use crate::io::Seam;
 use crate::record::{HEADER_BYTES, Record};
 use crate::redo::{FrameCursor, Progress, Redo, RedoError, Stop};
@@ -20,6 +21,8 @@ const SLICE_BYTES: usize = 1 << 20;
 const CATCH_UP_BYTES: usize = 4 << 20;
 /// Log bytes read before they are needed: the disk works while the records before them are applied.
 const AHEAD_BYTES: usize = 2 * CATCH_UP_BYTES;
+/// How often a delayed standby looks whether the next frame is old enough, at least.
+const DELAY_LOOK: Duration = Duration::from_millis(1000);
 
 const _: () = assert!(CATCH_UP_BYTES <= RECENT_LOG_BYTES);
 
@@ -77,6 +80,12 @@ impl<S: Seam> Node<S> {
         if applied >= limit {
             return false;
         }
+        if self.delay().is_none() {
+            self.data.delayed_until = None;
+        }
+        if self.data.delayed_until.is_some_and(|until| self.now < until) {
+            return false;
+        }
         let slice = if applied < self.readable_from { CATCH_UP_BYTES } else { SLICE_BYTES };
         let frames = match self.data.redo.ahead.front() {
             Some((header, _)) if header.first == applied => self.data.redo.take_ahead(slice),
@@ -106,6 +115,25 @@ impl<S: Seam> Node<S> {
     fn apply_limit(&self) -> Lsn {
         let flushed = self.log.wal.flushed().lsn();
         if planted(Bug::ApplyPastCommit) { flushed } else { self.committed.lsn().min(flushed) }
+    }
+
+    /// By how much this node applies later than it could: not when it leads, or is about to.
+    fn delay(&self) -> Option<Duration> {
+        self.config.apply_delay(self.me()).filter(|_| self.role.leading().is_none())
+    }
+
+    /// A delayed standby applies what is old enough by the leader's clock, as frames and heartbeats carry it.
+    fn too_young(&mut self, written: WallMs) -> bool {
+        let Some(delay) = self.delay() else { return false };
+        let due = written.0.saturating_add(delay.as_millis() as u64);
+        if due <= self.data.clock.0 {
+            self.data.delayed_until = None;
+            return false;
+        }
+        // The carried clock stands still without a leader, so the wait is looked at in between.
+        let wait = Duration::from_millis(due - self.data.clock.0).min(DELAY_LOOK);
+        self.data.delayed_until = Some(self.now + wait);
+        true
     }
 
     /// Reads log from the disk behind what was read so far (`next` when nothing waits), if redo will need it.
@@ -155,6 +183,9 @@ impl<S: Seam> Node<S> {
         let committed = frames.partition_point(|(header, _)| header.end() <= limit);
         let reached = committed < frames.len();
         frames.truncate(committed);
+        let old = frames.iter().position(|(header, _)| self.too_young(header.clock)).unwrap_or(frames.len());
+        let waits_for_age = old < frames.len();
+        self.wait_with(frames.split_off(old));
         let bytes: usize = frames.iter().map(|(_, used)| used.len()).sum();
         let lanes = self.data.redo.crew.lanes(bytes);
         let mut done = 0;
@@ -190,7 +221,7 @@ impl<S: Seam> Node<S> {
             self.seam.recycle(buf);
         }
         let waits = self.data.redo.ahead.is_empty() && self.data.redo.reading;
-        !reached && !waits && self.data.applied.lsn() < limit
+        !reached && !waits && !waits_for_age && self.data.applied.lsn() < limit
     }
 
     /// Frames that were not applied are the next again.

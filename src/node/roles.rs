@@ -6,7 +6,9 @@ use crate::io::Seam;
 use crate::record::Record;
 use crate::replication::Message;
 use crate::replication::wire::LogTip;
-use crate::role::{Command, Effect, FastForwardFailure, Generation, Input, LogView, RoleMessage, TermStart};
+use crate::role::{
+    Command, CommandResult, Effect, FastForwardFailure, Generation, Input, LogView, RoleMessage, TermStart,
+};
 
 use super::Node;
 use super::gates::Watermarks;
@@ -66,24 +68,38 @@ impl<S: Seam> Node<S> {
             }
             Effect::HoldClients { reason } => {
                 tracing::info!(reason, "clients are held");
+                // What is committed already is answered: nothing about it is in doubt.
+                self.open_gates(false);
                 self.serving = false;
             }
-            Effect::Demote { reason } => self.demote(&reason),
+            Effect::Demote { reason, successor } => self.demote(&reason, successor),
+            Effect::HoldWrites { ticket, reason } => self.hold_writes(ticket, reason),
+            Effect::ResumeWrites => self.resume_writes(),
+            Effect::AppendPolicy { ticket, generation } => self.append_policy(ticket, &generation),
+            Effect::StorePolicy { ticket, .. } => {
+                // No control store is attached in this version, so none can hold it.
+                self.tell_role(Input::StoreAnswered { ticket, stored: false });
+            }
             Effect::Follow { leader, term } => self.follow(leader, term),
             Effect::Unfollow => self.unfollow(),
             Effect::Truncate { ticket, to } => self.truncate_log(ticket, to),
-            Effect::Reply { op, result } => self.answer_command(op, result),
+            Effect::Reply { op, result } => match self.role_waiters.remove(&op) {
+                Some(waiter) => waiter(result),
+                None => self.answer_command(op, result),
+            },
             Effect::Changed { role, state } => {
                 tracing::info!(%role, %state, "role changed");
+                self.note_role(role);
                 self.metrics_role_changed();
             }
-            Effect::Evidence(evidence) => tracing::info!(%evidence, "role evidence"),
+            Effect::Evidence(evidence) => {
+                tracing::info!(%evidence, "role evidence");
+                self.note_evidence(&evidence);
+            }
             Effect::Latch { reason } => {
                 tracing::error!(reason, "the log failed: this node stops");
                 self.fail(reason);
             }
-            #[allow(unreachable_patterns, reason = "the role room may learn new orders")]
-            other => unreachable!("unknown order {other:?}"),
         }
     }
 
@@ -146,12 +162,51 @@ impl<S: Seam> Node<S> {
         self.log_moved = true;
     }
 
+    /// No further write begins; what was accepted is sealed at once, so that the log's end stands still.
+    fn hold_writes(&mut self, ticket: u64, reason: &str) {
+        tracing::info!(reason, "writes are held");
+        self.writes_held = true;
+        self.seal_accepted();
+        tracing::info!(end = %self.log.wal.end().end, committed = %self.committed, "the log stands still");
+        self.tell_role(Input::WritesHeld { ticket });
+    }
+
+    fn resume_writes(&mut self) {
+        tracing::info!("writes go on");
+        self.writes_held = false;
+        self.run_held_clients();
+    }
+
+    /// Seals the open group whatever is in flight.
+    fn seal_accepted(&mut self) {
+        if let Some(term) = self.role.leading()
+            && !self.log.wal.writer().is_empty()
+        {
+            self.seal_group(term);
+        }
+    }
+
+    /// A policy record in a frame of its own, behind everything accepted so far.
+    fn append_policy(&mut self, ticket: u64, generation: &[u8]) {
+        let Some(term) = self.role.leading() else { return };
+        self.seal_accepted();
+        let start = self.log.wal.end().end;
+        let writer = self.log.wal.writer();
+        writer.push(Record::Policy { generation });
+        writer.end_transaction();
+        let end = self.seal_group(term);
+        tracing::info!(%start, %end, "policy generation appended");
+        self.tell_role(Input::PolicyRecorded { ticket, start, end });
+    }
+
     /// Leadership is over: clients learn what is unknown, uncommitted changes are taken back.
-    fn demote(&mut self, reason: &str) {
+    fn demote(&mut self, reason: &str, successor: Option<NodeId>) {
         tracing::warn!(reason, committed = %self.committed, "demoted: closing clients, rolling back what is not committed");
         let was_serving = self.serving || self.executed;
         self.serving = false;
         self.serve_after = None;
+        self.redirect_held_clients(successor);
+        self.writes_held = false;
         self.close_clients_unknown();
         self.discard_open_group();
         if was_serving {
@@ -177,6 +232,7 @@ impl<S: Seam> Node<S> {
 
     fn follow(&mut self, leader: NodeId, term: Term) {
         tracing::info!(%leader, %term, "following");
+        self.note_follow(leader, term);
         self.acks_stopped = false;
         self.links.set_session(term);
         self.streams.follow(leader, term);
@@ -230,7 +286,17 @@ impl<S: Seam> Node<S> {
         // The new leader's expiry clock never runs behind what its predecessor wrote (protocol 2.7).
         self.clock_floor = self.clock_floor.max(self.data.clock);
         tracing::info!(applied = %self.data.applied, "serving clients");
+        self.note_serving();
         self.serving_changed();
+    }
+
+    /// Asks the role machine; the answer comes to `waiter`, from within a later turn.
+    pub fn ask_role(&mut self, command: Command, waiter: Box<dyn FnOnce(CommandResult) + Send>) {
+        self.role_asked += 1;
+        // Far above the numbers that admin requests get.
+        let op = (1 << 48) + self.role_asked;
+        self.role_waiters.insert(op, waiter);
+        self.command(op, command);
     }
 
     pub(super) fn command(&mut self, op: u64, command: Command) {

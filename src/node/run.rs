@@ -1,27 +1,44 @@
 //! The process around a node: ring, calibration, control thread, signals, exit codes.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::admin::{Failover, Request, Response, Verb};
 
 use crate::base::limits::{ADMIN_MAILBOX_MAX, REDO_WORKERS_DEFAULT_MAX};
 use crate::config::{Config, WalSync};
-use crate::io::Seam;
 use crate::io::uring::{Calibration, UringConfig, UringSeam, calibrate};
+use crate::io::{Seam, Waker};
 
 use super::boot::{BootError, BootOptions, LOCK_PATIENCE};
-use super::control::{ControlConfig, ControlHandle, spawn};
+use super::chronicle;
+use super::control::{ControlConfig, ControlHandle, ControlMessage, spawn};
 use super::{Node, Turn};
 
-/// The role asked for with `-M`: a request, never an order, once a cluster exists.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum StartRole {
-    Primary,
-    Standby,
-    CascadeStandby,
-    Pending,
+/// How often the trigger file is looked for.
+const TRIGGER_LOOK: Duration = Duration::from_millis(200);
+
+pub use crate::admin::WantedRole as StartRole;
+
+/// Whether a member may be asked to play this role; else one sentence that says why not.
+pub fn role_fits(config: &Config, role: StartRole) -> Result<(), String> {
+    match (role, config.me().upstream) {
+        (StartRole::CascadeStandby, None) => Err(format!(
+            "node {} has no upstream in the configuration, so it is no cascaded standby: say -M standby",
+            config.node
+        )),
+        (StartRole::Standby, Some(upstream)) => Err(format!(
+            "node {} is a cascaded standby below node {upstream} by its configuration: say -M cascade_standby",
+            config.node
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// What `baton run` needs.
@@ -31,13 +48,24 @@ pub struct RunOptions {
     pub role: Option<StartRole>,
     /// `-M primary --alone`: lower k to 0 by a forced, recorded generation.
     pub alone: bool,
+    /// The configuration's file, read again at SIGHUP.
+    pub file: PathBuf,
 }
 
 /// Runs the node until it is stopped; the value is the process's exit code.
 pub fn run(options: RunOptions) -> u8 {
+    let watched = Watched {
+        file: options.file.clone(),
+        trigger: options.config.promote_trigger_file.clone(),
+        ended: Arc::default(),
+    };
     match start(options) {
-        Ok((node, control)) => {
-            let code = drive(node);
+        Ok((node, control, mail, history)) => {
+            let ended = watched.ended.clone();
+            let code = drive(node, watched, mail);
+            ended.store(true, Ordering::Relaxed);
+            // The loop and its end of the queue are gone: the thread writes what is left and ends.
+            let _ = history.join();
             control.stop();
             code
         }
@@ -49,8 +77,14 @@ pub fn run(options: RunOptions) -> u8 {
     }
 }
 
-fn start(options: RunOptions) -> Result<(Node<UringSeam>, ControlHandle), (String, u8)> {
+type Mail = SyncSender<ControlMessage>;
+type Started = (Node<UringSeam>, ControlHandle, Mail, JoinHandle<()>);
+
+fn start(options: RunOptions) -> Result<Started, (String, u8)> {
     let config = options.config.clone();
+    if let Some(role) = options.role {
+        role_fits(&config, role).map_err(|text| (text, 2))?;
+    }
     let mut seam = UringSeam::new(UringConfig::default()).map_err(|e| (e.to_string(), 1))?;
     tracing::info!(ring = seam.describe(), "io_uring is ready");
     for warning in seam.warnings() {
@@ -65,6 +99,7 @@ fn start(options: RunOptions) -> Result<(Node<UringSeam>, ControlHandle), (Strin
         frames_in_flight: tuning.frames_in_flight,
         checkpoint_bytes: 0,
         redo_workers: redo_workers(&config),
+        disk_bytes: disk_bytes(&config.data),
     };
     let mut node = boot_patiently(seam, boot)?;
     node.employ().map_err(|e| (format!("the threads of redo cannot be started: {e}"), 1))?;
@@ -78,10 +113,18 @@ fn start(options: RunOptions) -> Result<(Node<UringSeam>, ControlHandle), (Strin
     tracing::info!(%client, %peer, node = %config.node, cluster = config.cluster, "listening");
     let (sender, receiver) = mpsc::sync_channel(ADMIN_MAILBOX_MAX);
     let control_config = ControlConfig { data: config.data.clone(), http_listen: config.http_listen };
-    let control = spawn(control_config, sender, node.seam_mut().waker())
+    let control = spawn(control_config, sender.clone(), node.seam_mut().waker())
         .map_err(|e| (format!("the admin socket cannot be opened: {e}"), 1))?;
     node.attach(receiver, control.board());
-    Ok((node, control))
+    let (before, history) = chronicle::open(&config.data)
+        .map_err(|e| (format!("the thread of the history file cannot be started: {e}"), 1))?;
+    node.attach_history(before, history.sink);
+    Ok((node, control, sender, history.thread))
+}
+
+/// Size of the disk under a folder.
+fn disk_bytes(folder: &Path) -> Option<u64> {
+    rustix::fs::statvfs(folder).ok().map(|disk| disk.f_blocks.saturating_mul(disk.f_frsize))
 }
 
 /// Threads that apply the log, the loop among them.
@@ -150,9 +193,19 @@ fn boot_patiently(mut seam: UringSeam, options: BootOptions) -> Result<Node<Urin
     }
 }
 
+/// What the process watches beside the loop.
+struct Watched {
+    file: PathBuf,
+    trigger: Option<PathBuf>,
+    ended: Arc<AtomicBool>,
+}
+
 /// Turns the loop until the node is done.
-fn drive(mut node: Node<UringSeam>) -> u8 {
-    let stop = stop_signal(&mut node);
+fn drive(mut node: Node<UringSeam>, watched: Watched, mail: Mail) -> u8 {
+    let stop = watch_signals(&mut node, &watched.file, mail.clone());
+    if let Some(trigger) = watched.trigger {
+        watch_trigger(trigger, mail, node.seam_mut().waker(), watched.ended);
+    }
     loop {
         if stop.swap(false, Ordering::Relaxed) {
             node.stop_fast();
@@ -163,17 +216,21 @@ fn drive(mut node: Node<UringSeam>) -> u8 {
     }
 }
 
-/// SIGTERM and SIGINT ask for a fast stop.
-fn stop_signal(node: &mut Node<UringSeam>) -> Arc<AtomicBool> {
+/// SIGTERM and SIGINT ask for a fast stop, SIGHUP for the configuration to be read again.
+fn watch_signals(node: &mut Node<UringSeam>, file: &Path, mail: Mail) -> Arc<AtomicBool> {
     let flag = Arc::new(AtomicBool::new(false));
     let waker = node.seam_mut().waker();
-    let mine = flag.clone();
-    match signal_hook::iterator::Signals::new([SIGTERM, SIGINT]) {
+    let (mine, file) = (flag.clone(), file.to_path_buf());
+    match signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP]) {
         Ok(mut signals) => {
             std::thread::spawn(move || {
-                for signal in signals.forever() {
-                    tracing::info!(signal, "asked to stop");
-                    mine.store(true, Ordering::Relaxed);
+                for (count, signal) in signals.forever().enumerate() {
+                    if signal == SIGHUP {
+                        hand_in_reload(&file, count, &mail);
+                    } else {
+                        tracing::info!(signal, "asked to stop");
+                        mine.store(true, Ordering::Relaxed);
+                    }
                     waker.wake();
                 }
             });
@@ -181,4 +238,58 @@ fn stop_signal(node: &mut Node<UringSeam>) -> Arc<AtomicBool> {
         Err(error) => tracing::warn!(%error, "signals are not watched: stop this node with `baton stop`"),
     }
     flag
+}
+
+fn hand_in_reload(file: &Path, count: usize, mail: &Mail) {
+    let text = match std::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) => {
+            return tracing::error!(%error, file = %file.display(), "the configuration cannot be read again");
+        }
+    };
+    let folder = file.parent().unwrap_or(Path::new(".")).display().to_string();
+    let request = Request::new(format!("sighup-{count}"), Verb::Reload { text, folder });
+    hand_in(request, mail);
+}
+
+/// Leaves a request for the loop; its answer goes to the log.
+fn hand_in(request: Request, mail: &Mail) {
+    let what = request.op.clone();
+    let told = what.clone();
+    let reply = move |response: Response| match response.error {
+        None => tracing::info!(op = told, result = %response.result, "done"),
+        Some(error) => tracing::error!(op = told, %error, "refused"),
+    };
+    if mail.try_send(ControlMessage { request, reply: Box::new(reply) }).is_err() {
+        tracing::error!(op = what, "the loop takes no request now");
+    }
+}
+
+/// The trigger file: when it appears it is removed, and this node asks to be the primary, once.
+fn watch_trigger(file: PathBuf, mail: Mail, waker: Arc<dyn Waker>, ended: Arc<AtomicBool>) {
+    std::thread::spawn(move || {
+        let mut count = 0u64;
+        let mut stuck = false;
+        while !ended.load(Ordering::Relaxed) {
+            std::thread::sleep(TRIGGER_LOOK);
+            if !file.exists() {
+                stuck = false;
+                continue;
+            }
+            if stuck {
+                continue;
+            }
+            if let Err(error) = std::fs::remove_file(&file) {
+                tracing::error!(%error, file = %file.display(), "the trigger file cannot be removed: not obeyed again");
+                stuck = true;
+            }
+            count += 1;
+            tracing::info!(file = %file.display(), "the trigger file asks for a promotion");
+            hand_in(
+                Request::new(format!("trigger-file-{count}"), Verb::Failover(Failover::default())),
+                &mail,
+            );
+            waker.wake();
+        }
+    });
 }

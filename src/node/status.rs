@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::base::{Mono, NodeId};
+use serde::{Deserialize, Serialize};
+
+use crate::base::{Lsn, Mono, NodeId};
 use crate::cluster::query::{Channel, HaState, QueryStatus, ReceiverInfo, SenderInfo};
 use crate::cluster::{
     ClusterStatus, NodeState, NodeStatus, PolicyStatus, Role as ShownRole, StaticRole, SyncState,
+    sync_percent,
 };
 use crate::io::{ConnId, Seam};
 use crate::replication::{Message, SenderState};
@@ -14,16 +17,28 @@ use crate::role::state::Repair;
 use crate::role::{Role, State};
 
 use super::Node;
+use super::streams::{ReceiverSlot, SenderSlot};
 
 /// A row that a peer sent is believed for this long.
 const FRESH: Duration = Duration::from_millis(2500);
 /// How often peers are asked for their rows while somebody wants them.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
+/// What a node tells a peer of itself. Only a primary knows the rest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Said {
+    #[serde(flatten)]
+    row: NodeStatus,
+    #[serde(default)]
+    policy: Option<PolicyStatus>,
+    #[serde(default)]
+    sync_states: Vec<(u16, SyncState)>,
+}
+
 /// Rows of other nodes, as they said themselves.
 #[derive(Debug, Default)]
 pub struct PeerRows {
-    rows: BTreeMap<NodeId, (NodeStatus, Mono)>,
+    rows: BTreeMap<NodeId, (Said, Mono)>,
     asked_at: Option<Mono>,
     waiting: usize,
 }
@@ -31,6 +46,21 @@ pub struct PeerRows {
 impl PeerRows {
     pub fn all_in(&self) -> bool {
         self.waiting == 0
+    }
+
+    fn fresh(&self, node: NodeId, now: Mono) -> Option<&Said> {
+        self.rows.get(&node).filter(|(_, at)| now.since(*at) < FRESH).map(|(said, _)| said)
+    }
+
+    /// Whoever leads was heard lately.
+    pub fn heard(&self, now: Mono) -> bool {
+        self.primary(now).is_some()
+    }
+
+    /// The newest word of whoever leads.
+    fn primary(&self, now: Mono) -> Option<&Said> {
+        let mut fresh = self.rows.values().filter(|(_, at)| now.since(*at) < FRESH).map(|(said, _)| said);
+        fresh.rfind(|said| said.row.role == ShownRole::Primary && said.policy.is_some())
     }
 }
 
@@ -58,6 +88,9 @@ impl<S: Seam> Node<S> {
         if self.exit.is_some() {
             return (NodeState::NeedRepair, "IO".into());
         }
+        if self.pending {
+            return (NodeState::Normal, "pending: it waits to be told its role".into());
+        }
         match self.role.state() {
             State::Starting => (NodeState::Starting, String::new()),
             State::Normal if self.role.role() == Role::Primary && !self.serving => {
@@ -84,6 +117,9 @@ impl<S: Seam> Node<S> {
     }
 
     fn shown_role(&self) -> ShownRole {
+        if self.pending {
+            return ShownRole::Pending;
+        }
         match self.role.role() {
             Role::Pending => ShownRole::Pending,
             Role::Primary => ShownRole::Primary,
@@ -153,13 +189,17 @@ impl<S: Seam> Node<S> {
     /// The cluster as this node knows it: every row from its own node, or from the links when it is silent.
     pub(super) fn cluster_status(&self) -> ClusterStatus {
         let mut nodes = Vec::new();
+        let primary = match self.role.leading() {
+            Some(_) => None,
+            None => self.admin.peers.primary(self.now),
+        };
         for member in &self.config.members {
             let mut row = if member.node == self.me() {
                 self.own_status()
             } else {
-                match self.admin.peers.rows.get(&member.node) {
-                    Some((row, at)) if self.now.since(*at) < FRESH => row.clone(),
-                    _ => {
+                match self.admin.peers.fresh(member.node, self.now) {
+                    Some(said) => said.row.clone(),
+                    None => {
                         let role = match self.links.any_to(member.node) {
                             Some(_) => ShownRole::Unknown,
                             None => ShownRole::Down,
@@ -178,12 +218,26 @@ impl<S: Seam> Node<S> {
                     }
                 }
             };
-            row.sync_state = self.sync_state(member.node);
+            row.sync_state = match &primary {
+                Some(said) => said.sync_states.iter().find(|(id, _)| *id == row.node).map(|(_, sync)| *sync),
+                None => self.sync_state(member.node),
+            };
             nodes.push(row);
         }
         let control = self.role.control();
         let term = control.history.last().map_or(0, |(term, _)| term.number);
-        ClusterStatus::new(control.cluster, term, Some(self.policy_status()), nodes)
+        ClusterStatus::new(control.cluster, term, Some(self.policy_known()), nodes)
+    }
+
+    /// The policy in force: the primary's own word, or this node's without what only the primary knows.
+    pub(super) fn policy_known(&self) -> PolicyStatus {
+        match self.role.leading() {
+            Some(_) => self.policy_status(),
+            None => {
+                let said = self.admin.peers.primary(self.now).and_then(|said| said.policy.clone());
+                said.unwrap_or_else(|| self.policy_status())
+            }
+        }
     }
 
     pub(super) fn policy_status(&self) -> PolicyStatus {
@@ -192,68 +246,104 @@ impl<S: Seam> Node<S> {
         let voters: Vec<u16> = policy.voters.iter().map(|v| v.node.0).collect();
         let listed: Vec<String> = voters.iter().map(u16::to_string).collect();
         let kind = if policy.first { "FIRST" } else { "ANY" };
+        let live = self.role.leading().map(|_| self.live_voters());
         PolicyStatus {
             generation: policy.number,
             rule: format!("{kind} {} ({})", policy.k, listed.join(", ")),
             voters,
             k: usize::from(policy.k),
-            failures_survived: policy.failures_survived(self.live_voters()),
+            failures_survived: live.map(|live| policy.failures_survived(live)),
+            writes_survive: live.map(|live| policy.failures_until_writes_stop(live)),
+        }
+    }
+
+    fn said(&self) -> Said {
+        let leading = self.role.leading().is_some();
+        let members = self.config.members.iter().map(|member| member.node);
+        Said {
+            row: self.own_status(),
+            policy: leading.then(|| self.policy_status()),
+            sync_states: members.filter_map(|node| Some((node.0, self.sync_state(node)?))).collect(),
+        }
+    }
+
+    fn sync_priority(&self, node: NodeId) -> u32 {
+        let policy = &self.role.control().policy;
+        let others = || policy.voters.iter().filter(|voter| voter.node != self.me());
+        match others().position(|voter| voter.node == node) {
+            Some(place) if policy.first => place as u32 + 1,
+            Some(_) => 1,
+            None => 0,
+        }
+    }
+
+    fn sender_info(&self, slot: &SenderSlot, local_role: ShownRole) -> SenderInfo {
+        let peer = slot.sender.peer().node;
+        let acked = slot.sender.acked().copied().unwrap_or_default();
+        let remote = self.config.member(peer).map_or(String::new(), |m| m.peer.to_string());
+        let (state, behind) = match slot.sender.state() {
+            SenderState::Matching => ("Matching", true),
+            SenderState::Catchup => ("Catchup", true),
+            SenderState::Streaming => ("Streaming", false),
+            SenderState::Stopped => ("Stopped", false),
+        };
+        let said = self.admin.peers.fresh(peer, self.now).map(|said| (said.row.role, said.row.state));
+        let guess = if behind { NodeState::Catchup } else { NodeState::Normal };
+        let (peer_role, peer_state) = said.unwrap_or((ShownRole::Standby, guess));
+        let end = self.log.wal.end().end;
+        let lag_bytes = end.since(acked.flushed.lsn());
+        let eta = self.admin.rates.get(&peer).and_then(|rate| rate.eta(lag_bytes));
+        SenderInfo {
+            pid: std::process::id(),
+            node: peer.0,
+            local_role,
+            peer_role,
+            peer_state,
+            state: state.to_string(),
+            sent_lsn: slot.sender.sent().0,
+            written_lsn: acked.written.0,
+            flushed_lsn: acked.flushed.lsn().0,
+            applied_lsn: acked.applied.lsn().0,
+            lag_bytes,
+            lag_ms: Some(self.streams.commit_lag.age(acked.applied.lsn(), self.now).as_millis() as u64),
+            sync_percent: sync_percent(acked.flushed.lsn().0, end.0),
+            catchup_eta_ms: eta.map(|eta| eta.as_millis() as u64),
+            sync_state: self.sync_state(peer).unwrap_or(SyncState::Async),
+            sync_priority: self.sync_priority(peer),
+            apply_delay_ms: self.config.apply_delay(peer).map(|delay| delay.as_millis() as u64),
+            channel: Channel { local: self.config.peer_listen.to_string(), remote },
+        }
+    }
+
+    fn receiver_info(&self, slot: &ReceiverSlot, local_role: ShownRole) -> ReceiverInfo {
+        let remote = self.config.member(slot.leader).map_or(String::new(), |m| m.peer.to_string());
+        let (end, flushed) = (self.streams.leader_end, self.log.wal.flushed().lsn());
+        let leader = self.admin.peers.fresh(slot.leader, self.now);
+        let eta = self.admin.rates.get(&self.me()).and_then(|rate| rate.eta(end.since(flushed)));
+        let behind = self.role.state() == State::Catchup;
+        ReceiverInfo {
+            pid: std::process::id(),
+            node: slot.leader.0,
+            local_role,
+            peer_role: ShownRole::Primary,
+            peer_state: leader.map_or(NodeState::Normal, |said| said.row.state),
+            state: if behind { "Catchup" } else { "Streaming" }.to_string(),
+            sender_sent_lsn: end.0,
+            sender_flushed_lsn: leader.and_then(|said| said.row.flushed_lsn),
+            sender_applied_lsn: leader.and_then(|said| said.row.applied_lsn),
+            received_lsn: self.log.wal.end().end.0,
+            written_lsn: self.log.wal.written().0,
+            flushed_lsn: flushed.0,
+            applied_lsn: self.data.applied.lsn().0,
+            sync_percent: sync_percent(flushed.0, end.0),
+            catchup_eta_ms: eta.map(|eta| eta.as_millis() as u64),
+            channel: Channel { local: self.config.peer_listen.to_string(), remote },
         }
     }
 
     pub(super) fn query_status(&self) -> QueryStatus {
         let me = self.own_status();
-        let senders = self
-            .streams
-            .senders
-            .values()
-            .map(|slot| {
-                let peer = slot.sender.peer().node;
-                let acked = slot.sender.acked().copied().unwrap_or_default();
-                let remote = self.config.member(peer).map_or(String::new(), |m| m.peer.to_string());
-                SenderInfo {
-                    node: peer.0,
-                    peer_role: ShownRole::Standby,
-                    peer_state: NodeState::Normal,
-                    state: match slot.sender.state() {
-                        SenderState::Matching => "Matching",
-                        SenderState::Catchup => "Catchup",
-                        SenderState::Streaming => "Streaming",
-                        SenderState::Stopped => "Stopped",
-                    }
-                    .to_string(),
-                    sent_lsn: slot.sender.sent().0,
-                    written_lsn: acked.written.0,
-                    flushed_lsn: acked.flushed.lsn().0,
-                    applied_lsn: acked.applied.lsn().0,
-                    lag_bytes: self.log.wal.end().end.since(acked.flushed.lsn()),
-                    lag_ms: Some(
-                        self.streams.commit_lag.age(acked.applied.lsn(), self.now).as_millis() as u64
-                    ),
-                    sync_state: self.sync_state(peer).unwrap_or(SyncState::Async),
-                    sync_priority: u32::from(
-                        self.role.control().policy.voters.iter().any(|v| v.node == peer),
-                    ),
-                    channel: Channel { local: self.config.peer_listen.to_string(), remote },
-                }
-            })
-            .collect();
-        let receiver = self.streams.receiver.as_ref().map(|slot| {
-            let remote = self.config.member(slot.leader).map_or(String::new(), |m| m.peer.to_string());
-            ReceiverInfo {
-                node: slot.leader.0,
-                peer_role: ShownRole::Primary,
-                peer_state: NodeState::Normal,
-                state: "Streaming".to_string(),
-                received_lsn: self.log.wal.end().end.0,
-                written_lsn: self.log.wal.written().0,
-                flushed_lsn: self.log.wal.flushed().lsn().0,
-                applied_lsn: self.data.applied.lsn().0,
-                channel: Channel { local: self.config.peer_listen.to_string(), remote },
-            }
-        });
-        let failures_survived =
-            self.role.leading().map(|_| self.role.control().policy.failures_survived(self.live_voters()));
+        let policy = self.policy_known();
         QueryStatus {
             ha: HaState {
                 local_role: me.role,
@@ -262,10 +352,26 @@ impl<S: Seam> Node<S> {
                 detail_information: me.detail.clone(),
             },
             term: self.role.control().history.last().map_or(0, |(term, _)| term.number),
+            senders: self.streams.senders.values().map(|slot| self.sender_info(slot, me.role)).collect(),
+            receiver: self.streams.receiver.as_ref().map(|slot| self.receiver_info(slot, me.role)),
+            failures_survived: policy.failures_survived,
+            writes_survive: policy.writes_survive,
+            written_lsn: self.log.wal.written().0,
+            apply_delay_ms: self.config.apply_delay(self.me()).map(|delay| delay.as_millis() as u64),
             me,
-            senders,
-            receiver,
-            failures_survived,
+        }
+    }
+
+    /// Looks at the speed of everybody that is behind.
+    pub(super) fn watch_rates(&mut self) {
+        let end = self.log.wal.end().end;
+        for slot in self.streams.senders.values() {
+            let flushed = slot.sender.acked().map_or(Lsn::ZERO, |acked| acked.flushed.lsn());
+            self.admin.rates.entry(slot.sender.peer().node).or_default().look(self.now, flushed, end);
+        }
+        if self.streams.receiver.is_some() {
+            let (me, flushed) = (self.me(), self.log.wal.flushed().lsn());
+            self.admin.rates.entry(me).or_default().look(self.now, flushed, self.streams.leader_end);
         }
     }
 
@@ -308,15 +414,18 @@ impl<S: Seam> Node<S> {
     }
 
     pub(super) fn answer_status(&mut self, conn: ConnId) {
-        let json = serde_json::to_vec(&self.own_status()).unwrap_or_default();
+        let json = serde_json::to_vec(&self.said()).unwrap_or_default();
         self.links.send(&mut self.seam, conn, self.now, &Message::StatusReply(json));
     }
 
     pub(super) fn status_arrived(&mut self, from: NodeId, json: &[u8]) {
-        match serde_json::from_slice::<NodeStatus>(json) {
+        if self.answered_by_peer(from, json) {
+            return;
+        }
+        match serde_json::from_slice::<Said>(json) {
             // A node speaks for itself only.
-            Ok(row) if row.node == from.0 => {
-                self.admin.peers.rows.insert(from, (row, self.now));
+            Ok(said) if said.row.node == from.0 => {
+                self.admin.peers.rows.insert(from, (said, self.now));
             }
             Ok(_) | Err(_) => tracing::warn!(%from, "a peer's status cannot be read"),
         }
@@ -327,6 +436,7 @@ impl<S: Seam> Node<S> {
     /// Leaves the newest row where the control thread finds it.
     pub(super) fn publish_status(&mut self) {
         self.watch_voters();
+        self.watch_rates();
         if let Some(board) = &self.board {
             board.publish(self.own_status());
         }

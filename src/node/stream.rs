@@ -119,7 +119,8 @@ impl<S: Seam> Node<S> {
             Message::FetchedFrames { head, bytes } => self.on_fetched(conn, &head, bytes),
             Message::FetchDone { .. } => self.on_fetch_done(conn),
             Message::FetchRefuse(refusal) => self.on_fetch_refused(conn, &refusal),
-            Message::StatusRequest(_) => self.answer_status(conn),
+            Message::StatusRequest(asked) if asked.is_empty() => self.answer_status(conn),
+            Message::StatusRequest(asked) => self.asked_by_peer(conn, from, &asked),
             Message::StatusReply(json) => self.status_arrived(from, &json),
             Message::CheckpointRoots(roots) => self.roots_arrived(from, &roots),
             Message::LeaseRelease | Message::Build(_) => {}
@@ -178,10 +179,11 @@ impl<S: Seam> Node<S> {
                     self.streams.senders.remove(&conn);
                 }
                 tracing::info!(standby = %peer.node, from = %request.tip.end, "standby asks for the stream");
+                let delayed = self.config.apply_delay(peer.node);
                 if let Some(progress) = &mut self.streams.progress {
                     progress.stream_started(
                         &peer,
-                        StreamKind { delayed: false, cascade: request.cascade },
+                        StreamKind { delayed: delayed.is_some(), cascade: request.cascade },
                         self.now,
                     );
                 }
@@ -435,7 +437,7 @@ impl<S: Seam> Node<S> {
     /// Asks the followed leader for its stream, if that is due.
     pub(super) fn request_stream(&mut self) {
         let Some((leader, term)) = self.streams.upstream else { return };
-        if self.streams.receiver.is_some() || self.acks_stopped || self.log.tail.is_some() {
+        if self.streams.receiver.is_some() || self.acks_stopped || self.log.tail.is_some() || self.pending {
             return;
         }
         if self.now < self.streams.request_after {
@@ -565,7 +567,8 @@ impl<S: Seam> Node<S> {
             }
             self.data.leader_clock(beat.clock);
             self.leader_heard(from, term, beat.end);
-            granted = beat.wants_grant && !self.acks_stopped && self.role.grant(self.now, from, term);
+            granted =
+                beat.wants_grant && !self.acks_stopped && self.role.grant(self.now, from, term, beat.sent);
         }
         let answer = HeartbeatAck { seq: beat.seq, sent: beat.sent, granted };
         let session = if streaming { term } else { self.sending_term().unwrap_or(Term::NONE) };
@@ -589,6 +592,8 @@ impl<S: Seam> Node<S> {
         slot.receiver.flushed(flushed);
         slot.receiver.applied(self.data.applied);
         let (conn, leader, session) = (slot.conn, slot.leader, slot.receiver.session());
+        let awaited = self.role.flush_awaited().is_some_and(|end| flushed.lsn() >= end);
+        let slot = self.streams.receiver.as_mut().expect("seen above");
         let commit = slot.receiver.redo_limit().lsn();
         let repaired = commit >= slot.begun_at && flushed.lsn() >= slot.begun_at;
         let allowed = !self.acks_stopped && self.role.may_ack(leader, session);
@@ -597,6 +602,9 @@ impl<S: Seam> Node<S> {
             self.links.send_in(&mut self.seam, conn, self.now, session, &Message::Ack(ack));
         }
         self.set_committed(commit);
+        if awaited {
+            self.tell_role(Input::CommitMoved);
+        }
         if repaired {
             self.check_repaired();
         }

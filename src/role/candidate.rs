@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::change::Stored;
 use super::control::DataStatus;
 use super::input::{
     Command, CommandResult, Done, Effect, Evidence, FastForwardFailure, LogView, Refusal, TermStart,
 };
 use super::lead::Leading;
 use super::machine::{COMMAND_MAX, Fence, Phase, RoleMachine, Wish, Work};
-use super::message::{LeaderSeen, PromiseAnswer, Report, RoleMessage};
+use super::message::{LeaderSeen, PromiseAnswer, Release, Report, RoleMessage};
 use super::policy::{Generation, PendingGeneration, Voter};
 use super::recruit::{self, Tally};
 use super::state::{Role, State};
@@ -28,6 +29,8 @@ pub(super) struct Recruit {
     op: Option<u64>,
     /// On behalf of a standing request.
     wish: bool,
+    /// That request is this node's own: see [`Wish::own`].
+    own: Option<Term>,
     /// A leader that recruits above a mere promise: its clients wait.
     keep: bool,
     /// Such a leader had to roll back in front of a better log; it goes on as a standby that recruits.
@@ -36,6 +39,9 @@ pub(super) struct Recruit {
     alone: bool,
     force: bool,
     yielded: bool,
+    /// The old primary hands over: who, and its word for it.
+    handover: Option<(NodeId, u64)>,
+    released: Option<Release>,
     began: Mono,
     deadline: Mono,
     attempt: u64,
@@ -44,6 +50,8 @@ pub(super) struct Recruit {
     reports: BTreeMap<NodeId, Report>,
     leaders: BTreeMap<NodeId, LeaderSeen>,
     promises: BTreeMap<NodeId, Report>,
+    /// What the control store said last.
+    stored: Option<Stored>,
     pub(super) stage: Stage,
 }
 
@@ -108,6 +116,11 @@ enum Step {
 }
 
 impl Recruit {
+    /// True while an operator's command may take the place of this attempt: it is the node's own, and binds nobody yet.
+    pub(super) fn gives_way(&self) -> bool {
+        self.own.is_some() && !self.bound()
+    }
+
     /// True once this candidate has promised itself: it follows nobody any more.
     pub(super) fn bound(&self) -> bool {
         !matches!(self.stage, Stage::Dry { .. } | Stage::Yield { .. } | Stage::Lease | Stage::Backoff { .. })
@@ -122,11 +135,12 @@ impl Recruit {
     }
 
     /// Everything told in both rounds; a promise is newer than a dry answer.
-    fn told(&self) -> impl Iterator<Item = (&Generation, Option<&PendingGeneration>)> {
+    fn told(&self) -> impl Iterator<Item = (&Generation, &[PendingGeneration])> {
         self.reports
             .values()
             .chain(self.promises.values())
-            .map(|report| (&report.policy, report.pending.as_ref()))
+            .map(|report| (&report.policy, &report.pending[..]))
+            .chain(self.stored.iter().map(|stored| (&stored.policy, &stored.pending[..])))
     }
 
     fn tallies(&self, reports: &BTreeMap<NodeId, Report>) -> Vec<Tally> {
@@ -159,14 +173,15 @@ impl RoleMachine {
             Phase::Leading(leading) => leading.retry_at.take_if(|at| *at <= now).is_some(),
             _ => false,
         };
-        let wish = self.wish.as_ref().filter(|wish| wish.next <= now).map(|wish| (wish.alone, wish.force));
+        let due = self.wish.as_ref().filter(|wish| wish.next <= now);
+        let wish = due.map(|wish| (wish.alone, wish.force, wish.own));
         if !retry && wish.is_none() {
             return false;
         }
         let mut recruit = self.new_recruit(now);
         recruit.keep = retry;
-        if let Some((alone, force)) = wish.filter(|_| !retry) {
-            (recruit.wish, recruit.alone, recruit.force) = (true, alone, force);
+        if let Some((alone, force, own)) = wish.filter(|_| !retry) {
+            (recruit.wish, recruit.own, recruit.alone, recruit.force) = (true, own, alone, force);
         }
         self.work = Work::Recruit(Box::new(recruit));
         true
@@ -176,12 +191,15 @@ impl RoleMachine {
         Recruit {
             op: None,
             wish: false,
+            own: None,
             keep: false,
             rolled_back: false,
             dry_run: false,
             alone: false,
             force: false,
             yielded: false,
+            handover: None,
+            released: None,
             began: now,
             deadline: now + COMMAND_MAX,
             attempt: self.ticket(),
@@ -189,8 +207,35 @@ impl RoleMachine {
             reports: BTreeMap::new(),
             leaders: BTreeMap::new(),
             promises: BTreeMap::new(),
+            stored: self.stored.clone(),
             stage: Stage::Dry { until: now + DRY_MAX, resend: now },
         }
+    }
+
+    /// The old primary has asked everybody, holds its writes and has given its lease back: no dry round is needed.
+    pub(super) fn begin_takeover(
+        &mut self,
+        now: Mono,
+        log: &LogView,
+        handover: (NodeId, u64),
+        release: Release,
+        out: &mut Vec<Effect>,
+    ) {
+        let mut recruit = self.new_recruit(now);
+        (recruit.handover, recruit.released) = (Some(handover), Some(release));
+        recruit.reports.insert(self.control.node, self.report(log));
+        recruit.term = self.new_term();
+        recruit.stage = Stage::Lease;
+        self.grants.close(now + self.config.lease * 2);
+        if let Err(refusal) = self.promotable(log, &recruit) {
+            self.give_up(now, &mut recruit, refusal, Duration::ZERO, out);
+            return;
+        }
+        self.work = Work::Recruit(Box::new(recruit));
+    }
+
+    fn new_term(&mut self) -> Term {
+        Term { number: self.highest.saturating_add(1), id: self.rng.next_u128() }
     }
 
     pub(super) fn advance_recruit(&mut self, now: Mono, log: &LogView, out: &mut Vec<Effect>) -> bool {
@@ -225,8 +270,9 @@ impl RoleMachine {
             Stage::Lease if self.grants.remaining(now).is_zero() => self.bind(now, r, out),
             Stage::Fence(fence) if self.fenced(fence, log) => {
                 r.promises.insert(self.control.node, self.report(log));
+                let resend = if r.handover.is_some() { now + RESEND_EVERY } else { now };
                 let max = if r.alone { self.config.lease + YIELD_WAIT_MAX } else { GATHER_MAX };
-                r.stage = Stage::Gather { until: now + max, resend: now };
+                r.stage = Stage::Gather { until: now + max, resend };
                 Step::Moved
             }
             Stage::Gather { until, resend } => {
@@ -310,6 +356,15 @@ impl RoleMachine {
     /// The dry round is over: would a recruit work, and may it be tried?
     fn judge(&mut self, now: Mono, log: &LogView, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
         r.reports.insert(self.control.node, self.report(log));
+        if let Some(own) = r.own
+            && let Some(later) = r.reports.values().map(newest_term).max().filter(|term| *term > own)
+        {
+            // Another node led after this one: it is that node's turn, or an operator's.
+            self.wish = None;
+            self.control.operation = None;
+            self.persist(out);
+            return self.fail(now, r, Refusal::Superseded { term: later }, false, out);
+        }
         let alive = self.living_leader(now, r);
         if let Some((proof, seen)) = alive
             && !r.force
@@ -347,7 +402,7 @@ impl RoleMachine {
             return Step::Stay;
         }
         out.push(Effect::Evidence(evidence));
-        r.term = Term { number: self.highest.saturating_add(1), id: self.rng.next_u128() };
+        r.term = self.new_term();
         // The grant to the old leader runs out; none is added meanwhile.
         self.grants.close(now + self.config.lease * 2);
         r.stage = Stage::Lease;
@@ -421,8 +476,31 @@ impl RoleMachine {
         if !matches!(self.phase, Phase::Leading(_)) && self.state != State::Promoting {
             self.show(self.role, State::WaitPromoting, out);
         }
+        if r.handover.is_some() {
+            // A promise made to a candidate that dies before its own is durable binds nobody to anything. So the
+            // others promise while this node's promise goes to disk.
+            self.ask_promises(r, out);
+        }
         r.stage = Stage::Fence(fence);
         Step::Moved
+    }
+
+    /// Voters of every binding generation that have not promised yet.
+    fn unpromised(&self, r: &Recruit) -> Vec<NodeId> {
+        let mut voters: Vec<NodeId> = recruit::binding(r.told())
+            .iter()
+            .flat_map(|generation| generation.voters.iter().map(|voter| voter.node).collect::<Vec<_>>())
+            .filter(|node| !r.promises.contains_key(node))
+            .collect();
+        voters.sort_unstable();
+        voters.dedup();
+        voters
+    }
+
+    fn ask_promises(&self, r: &Recruit, out: &mut Vec<Effect>) {
+        let message = RoleMessage::Promise { term: r.term, force: r.force, released: r.released };
+        let others = self.unpromised(r).into_iter().filter(|node| *node != self.control.node);
+        out.extend(others.map(|to| Effect::Send { to, message: message.clone() }));
     }
 
     fn gather(
@@ -433,13 +511,7 @@ impl RoleMachine {
         (late, ask): (bool, bool),
         out: &mut Vec<Effect>,
     ) -> Step {
-        let mut voters: Vec<NodeId> = recruit::binding(r.told())
-            .iter()
-            .flat_map(|generation| generation.voters.iter().map(|voter| voter.node).collect::<Vec<_>>())
-            .filter(|node| !r.promises.contains_key(node))
-            .collect();
-        voters.sort_unstable();
-        voters.dedup();
+        let voters = self.unpromised(r);
         let tallies = r.tallies(&r.promises);
         let answering = voters.iter().any(|node| r.reports.contains_key(node));
         if (tallies.iter().all(Tally::enough) && !r.alone) || (r.alone && (late || !answering)) {
@@ -451,8 +523,7 @@ impl RoleMachine {
             return self.fail(now, r, refusal, true, out);
         }
         if ask {
-            let message = RoleMessage::Promise { term: r.term, force: r.force };
-            out.extend(voters.into_iter().map(|to| Effect::Send { to, message: message.clone() }));
+            self.ask_promises(r, out);
         }
         Step::Stay
     }
@@ -473,7 +544,7 @@ impl RoleMachine {
             self.highest = self.highest.max(promised.number);
         }
         let Work::Recruit(recruit) = &mut self.work else { return };
-        if recruit.term != term || !matches!(recruit.stage, Stage::Gather { .. }) {
+        if recruit.term != term || !matches!(recruit.stage, Stage::Fence(_) | Stage::Gather { .. }) {
             return;
         }
         if let PromiseAnswer::Promised(report) = answer {
@@ -514,9 +585,9 @@ impl RoleMachine {
         };
         // What was executed ahead of commit is rolled back: from here on this log is filled as a standby's.
         r.rolled_back |= matches!(self.phase, Phase::Leading(_));
-        self.step_down(now, "a voter's log is ahead of its own", out);
+        self.step_down(now, "a voter's log is ahead of its own", None, out);
         self.show(self.role, State::Promoting, out);
-        let image = self.rewrite_history(history, out);
+        let image = self.rewrite_history(history, fork, out);
         r.stage = Stage::Rewrite { image, fork, source };
         Step::Moved
     }
@@ -560,6 +631,7 @@ impl RoleMachine {
     fn start(&mut self, log: &LogView, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
         self.control.history.append(r.term, log.end);
         self.control.last_led = r.term;
+        self.control.operation = None;
         let image = self.persist(out);
         r.stage = Stage::Start { image };
         Step::Moved
@@ -589,10 +661,9 @@ impl RoleMachine {
     /// without a vote its seat.
     fn new_generation(&self, r: &Recruit) -> Option<Generation> {
         let me = Voter { node: self.control.node, incarnation: self.control.incarnation };
-        let newest =
-            self.control.pending.as_ref().map_or(&self.control.policy, |pending| &pending.generation);
+        let newest = self.newest();
         let highest =
-            r.told().map(|(policy, pending)| pending.map_or(policy.number, |p| p.generation.number));
+            r.told().map(|(policy, pending)| pending.last().map_or(policy.number, |p| p.generation.number));
         let number = highest.max().unwrap_or(0).max(newest.number) + 1;
         let life = |member: &Voter| {
             let told = r.promises.get(&member.node).or(r.reports.get(&member.node));
@@ -609,7 +680,15 @@ impl RoleMachine {
         if r.alone {
             let mut standbys = without_me(&newest.voters);
             standbys.extend(without_me(&newest.standbys));
-            let forced = Generation { number, voters: vec![me], k: 0, first: false, forced: true, standbys };
+            let forced = Generation {
+                number,
+                voters: vec![me],
+                k: 0,
+                first: false,
+                forced: true,
+                standbys,
+                absent: vec![],
+            };
             return Some(forced);
         }
         if newest.is_seed() && newest.lists(me.node, me.incarnation) {
@@ -617,7 +696,8 @@ impl RoleMachine {
             let standbys = newest.standbys.iter().map(life).collect();
             return Some(Generation { number, voters, standbys, ..newest.clone() });
         }
-        if newest.lists(me.node, me.incarnation) {
+        // One change at a time: a seat is given only while no other generation waits to be committed.
+        if newest.lists(me.node, me.incarnation) || !self.control.pending.is_empty() {
             return None;
         }
         let mut voters: Vec<Voter> = newest.voters.iter().map(life).collect();
@@ -625,15 +705,15 @@ impl RoleMachine {
         let leaves = std::mem::replace(&mut voters[absent.unwrap_or(newest.voters.len() - 1)], me);
         let mut standbys = without_me(&newest.standbys);
         standbys.push(leaves);
-        Some(Generation { number, voters, standbys, ..newest.clone() })
+        let absent = newest.absent.iter().copied().filter(|node| *node != me.node).collect();
+        Some(Generation { number, voters, standbys, absent, ..newest.clone() })
     }
 
     pub(super) fn term_appended(&mut self, start: Lsn, end: Lsn, out: &mut Vec<Effect>) {
         let Some((term, generation)) = self.appending.take() else { return };
         assert_eq!(self.control.history.start_of(term), Some(start), "a term starts where its history says");
         if let Some(generation) = generation {
-            self.control.pending = Some(PendingGeneration { generation, start, end });
-            self.pending_image = self.persist(out);
+            self.add_pending(PendingGeneration { generation, start, end }, out);
         }
         match &self.work {
             Work::Recruit(recruit) if recruit.term == term && matches!(recruit.stage, Stage::Append) => {}
@@ -700,6 +780,12 @@ impl RoleMachine {
     fn give_up(&mut self, now: Mono, r: &mut Recruit, why: Refusal, pause: Duration, out: &mut Vec<Effect>) {
         out.push(Effect::Evidence(Evidence::new("recruit given up").with("reason", &why)));
         self.grants.open();
+        if let Some((to, attempt)) = r.handover.take() {
+            let message = RoleMessage::HandoverFailed { attempt, text: why.to_string() };
+            out.push(Effect::Send { to, message });
+            self.control.operation = None;
+            self.persist(out);
+        }
         if matches!(self.phase, Phase::Leading(_)) {
             self.plan_retry(now, 1);
             if self.state == State::Promoting && self.leading().is_none() {
@@ -707,7 +793,8 @@ impl RoleMachine {
             }
         } else if r.rolled_back {
             // It was a primary and had to roll back: it still means to lead until another one does.
-            let wish = Wish { op: None, give_up: now, next: now + pause, alone: false, force: false };
+            let wish =
+                Wish { op: None, own: None, give_up: now, next: now + pause, alone: false, force: false };
             self.wish.get_or_insert(wish);
         }
         if matches!(self.state, State::WaitPromoting | State::Promoting) && self.role != Role::Primary {
@@ -721,6 +808,8 @@ impl RoleMachine {
                 why,
                 Refusal::NoQuorum { .. } | Refusal::Superseded { .. } | Refusal::Timeout { .. }
             );
+            // Who asks by itself goes on asking until it follows a leader.
+            let waits = waits || (wish.own.is_some() && matches!(why, Refusal::PrimaryAlive { .. }));
             wish.next = now + pause;
             wish.force &= now < wish.give_up;
             let told = wish.op.take_if(|_| !waits || now >= wish.give_up);
@@ -731,13 +820,18 @@ impl RoleMachine {
     }
 }
 
-fn no_quorum(short: &Tally) -> Refusal {
+pub(super) fn no_quorum(short: &Tally) -> Refusal {
     Refusal::NoQuorum {
         generation: short.generation,
         have: short.have,
         need: short.need,
         missing: short.missing.clone(),
     }
+}
+
+/// The newest term that a node knows to be started.
+fn newest_term(report: &Report) -> Term {
+    report.history.last().map_or(report.last_term, |(term, _)| term.max(report.last_term))
 }
 
 fn nodes<'a>(nodes: impl Iterator<Item = &'a NodeId>) -> String {

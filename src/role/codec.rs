@@ -3,8 +3,11 @@
 
 use super::history::History;
 use super::policy::{Generation, PendingGeneration, Voter};
-use crate::base::limits::{HISTORY_MAX, NODES_MAX, VOTERS_MAX};
+use crate::base::limits::{HISTORY_MAX, NODES_MAX, PENDING_MAX, VOTERS_MAX};
 use crate::base::{CommittedLsn, Incarnation, Lsn, NodeId, Term};
+
+/// Longest text in a message; a longer one is cut.
+pub(super) const TEXT_BYTES_MAX: usize = 1024;
 
 /// Bytes yet to be read.
 pub(super) struct Reader<'a> {
@@ -76,16 +79,37 @@ impl<'a> Reader<'a> {
         let forced = self.flag()?;
         let voters = self.members(VOTERS_MAX)?;
         let standbys = self.members(NODES_MAX)?;
-        let generation = Generation { number, voters, k, first, forced, standbys };
+        let count = usize::from(self.u8()?);
+        if count > standbys.len() {
+            return None;
+        }
+        let absent = (0..count).map(|_| self.node()).collect::<Option<Vec<_>>>()?;
+        let generation = Generation { number, voters, k, first, forced, standbys, absent };
         generation.is_sound().then_some(generation)
     }
-    pub fn pending(&mut self) -> Option<Option<PendingGeneration>> {
-        if !self.flag()? {
-            return Some(None);
+    pub fn pending(&mut self) -> Option<Vec<PendingGeneration>> {
+        let count = usize::from(self.u8()?);
+        if count > PENDING_MAX {
+            return None;
         }
-        let generation = self.generation()?;
-        let (start, end) = (self.lsn()?, self.lsn()?);
-        (start < end).then_some(Some(PendingGeneration { generation, start, end }))
+        let mut pending: Vec<PendingGeneration> = Vec::with_capacity(count);
+        for _ in 0..count {
+            let generation = self.generation()?;
+            let (start, end) = (self.lsn()?, self.lsn()?);
+            if start >= end || pending.last().is_some_and(|before| before.end > start) {
+                return None;
+            }
+            pending.push(PendingGeneration { generation, start, end });
+        }
+        Some(pending)
+    }
+    /// A text of at most [`TEXT_BYTES_MAX`] bytes.
+    pub fn text(&mut self) -> Option<String> {
+        let len = usize::from(self.u16()?);
+        if len > TEXT_BYTES_MAX {
+            return None;
+        }
+        std::str::from_utf8(self.take(len)?).ok().map(str::to_owned)
     }
     /// True when everything was read: trailing bytes are as wrong as missing ones.
     pub fn done(&self) -> bool {
@@ -144,14 +168,25 @@ pub(super) trait Write {
         self.flag(v.forced);
         self.members(&v.voters);
         self.members(&v.standbys);
+        self.u8(v.absent.len() as u8);
+        v.absent.iter().for_each(|node| self.node(*node));
     }
-    fn pending(&mut self, v: Option<&PendingGeneration>) {
-        self.flag(v.is_some());
-        if let Some(pending) = v {
+    fn pending(&mut self, v: &[PendingGeneration]) {
+        assert!(v.len() <= PENDING_MAX, "the machine keeps no more");
+        self.u8(v.len() as u8);
+        for pending in v {
             self.generation(&pending.generation);
             self.lsn(pending.start);
             self.lsn(pending.end);
         }
+    }
+    fn text(&mut self, v: &str) {
+        let mut end = v.len().min(TEXT_BYTES_MAX);
+        while !v.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.u16(end as u16);
+        self.bytes(&v.as_bytes()[..end]);
     }
 }
 

@@ -50,13 +50,35 @@ pub struct ControlState {
     pub history: History,
     /// The newest generation known to be committed (the seed before there is one).
     pub policy: Generation,
-    pub pending: Option<PendingGeneration>,
+    /// Generations whose records are in the log and not known to be committed, in the order of the log.
+    pub pending: Vec<PendingGeneration>,
     /// A lower bound of what is committed.
     pub known_committed: CommittedLsn,
     /// The newest term that this node itself started.
     pub last_led: Term,
     /// How often a process started on this folder.
     pub starts: u64,
+    /// A switchover that this node took part in and whose end it has not seen.
+    pub operation: Option<Operation>,
+}
+
+/// This node's part in a switchover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The old primary.
+    HandingOver,
+    /// The next one.
+    TakingOver,
+}
+
+/// The durable record of a switchover under way (`protocol` 6): whoever restarts knows what was going on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Operation {
+    pub part: Part,
+    /// The other side.
+    pub peer: NodeId,
+    /// The term of the old primary.
+    pub term: Term,
 }
 
 /// One of the two copies.
@@ -118,10 +140,11 @@ impl ControlState {
             promised: Term::NONE,
             history: History::new(),
             policy,
-            pending: None,
+            pending: Vec::new(),
             known_committed: CommittedLsn::ZERO,
             last_led: Term::NONE,
             starts: 0,
+            operation: None,
         }
     }
 
@@ -147,10 +170,17 @@ impl ControlState {
         out.term(self.promised);
         out.history(&self.history);
         out.generation(&self.policy);
-        out.pending(self.pending.as_ref());
+        out.pending(&self.pending);
         out.lsn(self.known_committed.lsn());
         out.term(self.last_led);
         out.u64(self.starts);
+        // Images of before this field end in zeroes here, which say "none".
+        out.flag(self.operation.is_some());
+        if let Some(operation) = &self.operation {
+            out.flag(operation.part == Part::TakingOver);
+            out.node(operation.peer);
+            out.term(operation.term);
+        }
         assert!(out.len() <= DIGEST_AT, "the limits of the parts keep the whole within its size");
         out.resize(DIGEST_AT, 0);
         let digest = Digest::of(&out);
@@ -207,8 +237,17 @@ fn decode_body(reader: &mut Reader<'_>) -> Option<ControlState> {
         known_committed: reader.committed()?,
         last_led: reader.term()?,
         starts: reader.u64()?,
+        operation: operation(reader)?,
     };
     Some(state)
+}
+
+fn operation(reader: &mut Reader<'_>) -> Option<Option<Operation>> {
+    if !reader.flag()? {
+        return Some(None);
+    }
+    let part = if reader.flag()? { Part::TakingOver } else { Part::HandingOver };
+    Some(Some(Operation { part, peer: reader.node()?, term: reader.term()? }))
 }
 
 /// Chooses the newest valid copy. `None` for a copy that could not be read. `cluster` and `node`: what the
@@ -306,7 +345,7 @@ impl std::error::Error for ControlError {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::limits::HISTORY_MAX;
+    use crate::base::limits::{HISTORY_MAX, PENDING_MAX};
     use crate::base::planted::plant;
     use crate::base::{Lsn, Prng};
     use crate::role::policy::{SyncPolicy, Voter};
@@ -341,9 +380,13 @@ mod tests {
             first: true,
             forced: true,
             standbys: (10..=32).map(voter).collect(),
+            absent: (10..=32).map(NodeId).collect(),
         };
-        state.pending =
-            Some(PendingGeneration { generation: generation.clone(), start: Lsn(1), end: Lsn(2) });
+        state.pending = (0..PENDING_MAX as u64)
+            .map(|i| PendingGeneration { generation: generation.clone(), start: Lsn(i), end: Lsn(i + 1) })
+            .collect();
+        state.operation =
+            Some(Operation { part: Part::TakingOver, peer: NodeId(32), term: Term { number: 9, id: 9 } });
         state.policy = generation;
         state
     }

@@ -78,7 +78,7 @@ impl RoleMachine {
         }
         self.abandon_work(now, Refusal::Superseded { term }, out);
         let fence = self.fence(term, out);
-        self.step_down(now, "another node started a higher term", out);
+        self.step_down(now, "another node started a higher term", Some(from), out);
         if matches!(self.phase, Phase::Following(_)) {
             out.push(Effect::Unfollow);
         }
@@ -93,7 +93,7 @@ impl RoleMachine {
             Step::Fence(fence) if self.fenced(fence, log) => {
                 match self.fork_with(log, &adopt.history, Lsn::MAX) {
                     Ok(fork) => {
-                        let image = self.rewrite_history(adopt.history.clone(), out);
+                        let image = self.rewrite_history(adopt.history.clone(), fork, out);
                         adopt.step = Step::Rewrite { image, fork };
                     }
                     Err(refusal) => {
@@ -155,6 +155,7 @@ impl RoleMachine {
         out.push(Effect::Follow { leader, term });
         self.show(self.waiting_role(), State::Catchup, out);
         self.show_caught_up(log, out);
+        self.followed_after_switch(leader, term, out);
         if let Some(op) = self.wish.take().and_then(|wish| wish.op) {
             out.push(Effect::Reply { op, result: Ok(Done::Following { leader, term }) });
         }

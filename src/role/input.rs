@@ -1,5 +1,7 @@
 //! What goes into the role machine and what comes out of it.
 
+use std::time::Duration;
+
 use super::control::{ControlState, DataStatus};
 use super::history::History;
 use super::message::RoleMessage;
@@ -71,6 +73,17 @@ pub enum Input {
     },
     /// A log write or flush failed: the machine latches and asks for nothing more.
     LogFailed,
+    /// Answer to [`Effect::HoldWrites`]: no command runs that could write, nothing waits unsealed, and nothing but
+    /// the machine itself appends any more. From here on `log.end` stands still until writes are resumed.
+    WritesHeld { ticket: u64 },
+    /// Answer to [`Effect::AppendPolicy`]: the frame with the record is sealed. Handed in before the commit index is
+    /// looked at again.
+    PolicyRecorded { ticket: u64, start: Lsn, end: Lsn },
+    /// Answer to [`Effect::StorePolicy`]. `stored`: the control store holds it; otherwise the store refused.
+    StoreAnswered { ticket: u64, stored: bool },
+    /// What the control store holds: the generation in force and, during a change that makes commits easier, the
+    /// one that may follow. Recruits of this node have to satisfy what they learn here as well.
+    StoreTold { policy: Generation, pending: Option<Generation> },
 }
 
 /// Why a fast-forward did not arrive.
@@ -119,8 +132,20 @@ pub enum Effect {
     Serve { term: Term },
     /// Take no client command and release no reply for now; nothing is rolled back. Ended by `Serve` or `Demote`.
     HoldClients { reason: &'static str },
-    /// Close clients (UNKNOWN for writes in doubt), roll back everything above commit, stop leading.
-    Demote { reason: String },
+    /// Close clients (UNKNOWN for writes in doubt), roll back everything above commit, stop leading. `successor`: who
+    /// leads now, when that is known: clients whose commands are held and never ran are told to go there.
+    Demote { reason: String, successor: Option<NodeId> },
+    /// Let no further write begin and seal what was accepted, then [`Input::WritesHeld`]. Reads go on, replies
+    /// leave as their gates open. Held commands wait unexecuted. Ended by `ResumeWrites`, or by `Demote`.
+    HoldWrites { ticket: u64, reason: &'static str },
+    /// Run the held commands and take new ones.
+    ResumeWrites,
+    /// Seal a frame with this policy record, after everything accepted so far, then [`Input::PolicyRecorded`] before
+    /// the commit index moves again.
+    AppendPolicy { ticket: u64, generation: Vec<u8> },
+    /// Make the control store hold exactly this, then [`Input::StoreAnswered`]. Ordered only when
+    /// [`super::RoleConfig::store`] is set.
+    StorePolicy { ticket: u64, policy: Box<Generation>, pending: Option<Box<Generation>> },
     /// Stream from `leader` in sessions of `term`; acks and grants are allowed again.
     Follow { leader: NodeId, term: Term },
     /// Stop receiving from anybody, a fast-forward included.
@@ -138,7 +163,7 @@ pub enum Effect {
 }
 
 /// What may be asked of the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Make this node the primary although the old one is gone. `dry_run`: only say whether it would work.
     /// `alone`: install a one-voter generation. `force`: ask a living primary to yield; with `alone` also accept that
@@ -148,6 +173,29 @@ pub enum Command {
     RequestPrimary { alone: bool, force: bool },
     /// `start -M standby`: withdraws an earlier request.
     RequestStandby,
+    /// Hand the primary's work to another node without losing anything. Asked on any node: a standby passes it to the
+    /// primary that it follows. `to`: the next primary; without it a standby means itself, and a primary chooses by
+    /// priority and then by the end of the log. `dry_run`: only say whether it would work. Not handed over within
+    /// `timeout`: aborted, and the old primary goes on.
+    Switchover { to: Option<NodeId>, dry_run: bool, timeout: Duration },
+    /// Put another policy generation into force. Asked on the primary.
+    ChangePolicy(PolicyChange),
+}
+
+/// A new policy generation, as an operator asks for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyChange {
+    /// Refused unless this is the newest generation that the primary knows; 0 for "whatever it is".
+    pub expected_generation: u64,
+    /// Leader included; in the order of `FIRST k (...)` when `first` is set. Members left out become standbys.
+    pub voters: Vec<NodeId>,
+    /// Copies besides the leader's.
+    pub k: u8,
+    pub first: bool,
+    /// Accept that fewer copies are asked for although no control store says so (`protocol` 4.3). Recorded.
+    pub force: bool,
+    /// Only say whether it would be done.
+    pub dry_run: bool,
 }
 
 pub type CommandResult = Result<Done, Refusal>;
@@ -163,6 +211,10 @@ pub enum Done {
     Following { leader: NodeId, term: Term },
     /// This node stays a standby.
     Standby,
+    /// The switchover is done: `leader` leads `term`, and its first frame is committed.
+    SwitchedOver { leader: NodeId, term: Term, evidence: Evidence },
+    /// The policy generation is committed and in force alone.
+    PolicyChanged { generation: u64, evidence: Evidence },
 }
 
 /// Why a command was not done. Every variant says what to do.
@@ -188,6 +240,50 @@ pub enum Refusal {
     Timeout { stage: &'static str },
     /// The log of this node failed: restart or replace it.
     LogFailed,
+    /// Only a primary does this: ask `leader`, when one is known.
+    NotPrimary { leader: Option<NodeId> },
+    /// The switchover's target cannot take over, for this one reason. Nothing was changed.
+    TargetUnfit { node: NodeId, reason: Unfit },
+    /// No standby can take over; the reason for each.
+    NoTarget { unfit: Vec<(NodeId, Unfit)> },
+    /// The switchover was given up and the old primary goes on, in `term` (the same one as before unless voters had
+    /// promised a higher one already).
+    Aborted { reason: String, term: Term },
+    /// The primary refused; its own words.
+    ByPrimary { node: NodeId, text: String },
+    /// The change was handed over and its end was not seen: look at `query`.
+    OutcomeUnknown { stage: &'static str },
+    /// Somebody changed the policy in between: look at it again.
+    StaleGeneration { expected: u64, found: u64 },
+    /// A change of policy is under way: wait until that generation is committed.
+    ChangePending { generation: u64 },
+    /// This generation is impossible, or unsafe. The reason says what to do.
+    BadPolicy { reason: &'static str },
+}
+
+/// Why a node cannot take over in a switchover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// No member of the cluster.
+    Unknown,
+    /// It is the primary already.
+    Primary,
+    /// It does not answer.
+    Silent,
+    /// Its data is not whole: joining, building or damaged.
+    NotWhole,
+    /// It does not follow this primary.
+    NotFollowing,
+    /// Its log ends this many bytes behind; more than a switchover waits for.
+    Lags { bytes: u64 },
+    /// It is kept behind on purpose.
+    Delayed,
+    /// The configuration says that it must never take over.
+    NoFailover,
+    /// It streams from another standby.
+    Cascade,
+    /// It has no vote and no seat could be made for it.
+    NotListed,
 }
 
 /// Named facts behind a decision, in the order in which they were found.
@@ -251,6 +347,48 @@ impl std::fmt::Display for Refusal {
             }
             Refusal::Timeout { stage } => write!(f, "not reached in time: {stage}"),
             Refusal::LogFailed => f.write_str("the log of this node failed: restart or replace it"),
+            Refusal::NotPrimary { leader: Some(leader) } => {
+                write!(f, "this node is not the primary: ask node {leader}")
+            }
+            Refusal::NotPrimary { leader: None } => {
+                f.write_str("this node is not the primary and knows none: look at `query`")
+            }
+            Refusal::TargetUnfit { node, reason } => write!(f, "node {node} cannot take over: {reason}"),
+            Refusal::NoTarget { unfit } => {
+                f.write_str("no standby can take over:")?;
+                unfit.iter().try_for_each(|(node, reason)| write!(f, " node {node}: {reason};"))
+            }
+            Refusal::Aborted { reason, term } => {
+                write!(f, "aborted: {reason}; the old primary goes on in term {term}")
+            }
+            Refusal::ByPrimary { node, text } => write!(f, "node {node} refused: {text}"),
+            Refusal::OutcomeUnknown { stage } => {
+                write!(f, "handed over, and the end was not seen ({stage}): look at `query` for who leads")
+            }
+            Refusal::StaleGeneration { expected, found } => {
+                write!(f, "the policy generation is {found}, not {expected}: look at it again")
+            }
+            Refusal::ChangePending { generation } => {
+                write!(f, "policy generation {generation} is not committed yet: wait for it")
+            }
+            Refusal::BadPolicy { reason } => write!(f, "this policy cannot be: {reason}"),
+        }
+    }
+}
+
+impl std::fmt::Display for Unfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Unfit::Unknown => f.write_str("it is no member of this cluster"),
+            Unfit::Primary => f.write_str("it is the primary already"),
+            Unfit::Silent => f.write_str("it does not answer"),
+            Unfit::NotWhole => f.write_str("its data is not whole: build it first"),
+            Unfit::NotFollowing => f.write_str("it does not follow this primary yet"),
+            Unfit::Lags { bytes } => write!(f, "its log ends {bytes} bytes behind: let it catch up first"),
+            Unfit::Delayed => f.write_str("it is kept behind on purpose"),
+            Unfit::NoFailover => f.write_str("it is configured never to take over (nofailover)"),
+            Unfit::Cascade => f.write_str("it streams from another standby"),
+            Unfit::NotListed => f.write_str("it has no vote, and this version gives none in a switchover"),
         }
     }
 }

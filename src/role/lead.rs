@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::input::{Done, Effect, Evidence, LogView, Refusal};
 use super::machine::{Phase, RoleMachine, Work};
-use super::message::RoleMessage;
+use super::message::{Release, RoleMessage};
 use super::state::{Role, State};
 use crate::base::planted::{Bug, planted};
 use crate::base::{Lsn, Mono, NodeId, Term};
@@ -49,6 +49,9 @@ impl RoleMachine {
         leading.served = true;
         let term = leading.term;
         out.push(Effect::Serve { term });
+        self.resume_writes(out);
+        self.led_again(term, out);
+        let Phase::Leading(leading) = &mut self.phase else { return };
         if let Some((op, _)) = leading.op.take() {
             let done = Done::Primary { term, start: leading.start, evidence: leading.evidence.clone() };
             out.push(Effect::Reply { op, result: Ok(done) });
@@ -76,6 +79,7 @@ impl RoleMachine {
             leading.held = false;
             if leading.served {
                 out.push(Effect::Serve { term: leading.term });
+                self.resume_writes(out);
                 self.show(Role::Primary, State::Normal, out);
             }
         }
@@ -101,7 +105,7 @@ impl RoleMachine {
             return;
         }
         out.push(Effect::StopAcks);
-        self.step_down(now, "a higher term was started elsewhere", out);
+        self.step_down(now, "a higher term was started elsewhere", None, out);
         self.abandon_work(now, Refusal::Superseded { term }, out);
         self.show_lonely(out);
     }
@@ -127,10 +131,21 @@ impl RoleMachine {
     }
 
     /// Stops being a primary: clients are closed and what is above commit is rolled back.
-    pub(super) fn step_down(&mut self, now: Mono, reason: &'static str, out: &mut Vec<Effect>) {
+    /// `successor`: who leads now, when that is known.
+    pub(super) fn step_down(
+        &mut self,
+        now: Mono,
+        reason: &'static str,
+        successor: Option<NodeId>,
+        out: &mut Vec<Effect>,
+    ) {
         let Phase::Leading(leading) = &mut self.phase else { return };
         let (term, op) = (leading.term, leading.op.take());
-        out.push(Effect::Demote { reason: format!("{reason}; term {term} ends here") });
+        out.push(Effect::Demote { reason: format!("{reason}; term {term} ends here"), successor });
+        self.writes_held = false;
+        self.switch_lost(out);
+        let stage = "this node leads no more; the generation may still be committed";
+        self.drop_change(Refusal::OutcomeUnknown { stage }, out);
         if let Some((op, _)) = op {
             let result = Err(Refusal::Superseded { term: self.control.promised });
             out.push(Effect::Reply { op, result });
@@ -148,15 +163,19 @@ impl RoleMachine {
                 leading.held = true;
                 out.push(Effect::HoldClients { reason: "yielding to a failover" });
             }
-            let term = leading.term;
-            // First the lease is dropped here, then the grantors hear of it.
-            self.lease.release(now);
-            self.to_all(RoleMessage::LeaseRelease { term }, out);
+            let release = self.release_lease(now);
+            self.to_all(RoleMessage::LeaseRelease(release), out);
             if matches!(self.state, State::Normal | State::Promoting) {
                 self.show(Role::Primary, State::WaitPromoting, out);
             }
         }
         out.push(Effect::Send { to: from, message: RoleMessage::YieldReply { attempt, granted: true } });
+    }
+
+    /// Drops this leader's lease. Only then may the grantors hear of it.
+    pub(super) fn release_lease(&mut self, now: Mono) -> Release {
+        self.lease.release(now);
+        Release { leader: self.control.node, term: self.leading().unwrap_or(Term::NONE), upto: now }
     }
 
     /// What a leader tells everybody who asks.

@@ -78,6 +78,8 @@ impl LeaderLease {
 #[derive(Clone, Debug, Default)]
 pub struct Grants {
     holder: Option<(NodeId, Term)>,
+    /// When the holder sent the newest heartbeat that was answered with a grant, by its clock.
+    sent: Mono,
     until: Mono,
     /// A process that granted and died forgets to whom: for one lease after its start it behaves as if it had granted.
     restart: Mono,
@@ -92,19 +94,22 @@ impl Grants {
         Grants { restart, ..Grants::default() }
     }
 
-    /// Grants `holder` one lease from `now`, unless closed.
-    pub fn grant(&mut self, now: Mono, holder: NodeId, term: Term, lease: Duration) -> bool {
+    /// Grants `holder` one lease from `now`, for a heartbeat that it sent at `sent`, unless closed.
+    pub fn grant(&mut self, now: Mono, holder: (NodeId, Term), sent: Mono, lease: Duration) -> bool {
         if now < self.closed_until {
             return false;
         }
-        self.holder = Some((holder, term));
+        let before = if self.holder == Some(holder) { self.sent } else { Mono(0) };
+        self.holder = Some(holder);
+        self.sent = before.max(sent);
         self.until = self.until.max(now + lease);
         true
     }
 
-    /// The leader gave the lease back.
-    pub fn release(&mut self, leader: NodeId, term: Term) {
-        if self.holder == Some((leader, term)) {
+    /// The leader gave back what was granted for heartbeats sent up to `upto`. A grant for a later one stands: the
+    /// word of a release may come late, after the leader has taken its lease again.
+    pub fn release(&mut self, leader: NodeId, term: Term, upto: Mono) {
+        if self.holder == Some((leader, term)) && self.sent <= upto {
             self.until = Mono(0);
         }
     }
@@ -148,7 +153,7 @@ mod tests {
         let voters = (1..=voters)
             .map(|n| Voter { node: NodeId(n), incarnation: Incarnation(u128::from(n)) })
             .collect();
-        Generation { number: 1, voters, k, first: false, forced: false, standbys: vec![] }
+        Generation { number: 1, voters, k, first: false, forced: false, standbys: vec![], absent: vec![] }
     }
 
     #[test]
@@ -156,7 +161,7 @@ mod tests {
         for delay in 0..2000 {
             let (sent, answered) = (ms(5000), ms(5000 + delay));
             let mut grants = Grants::default();
-            assert!(grants.grant(answered, HOLDER.0, HOLDER.1, LEASE));
+            assert!(grants.grant(answered, HOLDER, sent, LEASE));
             let mut lease = LeaderLease::default();
             lease.granted(NodeId(2), Incarnation(2), sent, LEASE);
             let until = lease.until(&[generation(3, 1)], NodeId(1), Incarnation(1)).unwrap();
@@ -217,18 +222,19 @@ mod tests {
     fn a_grant_ends_by_time_release_or_death_of_its_holder_only() {
         let fresh = || {
             let mut grants = Grants::default();
-            assert!(grants.grant(ms(100), HOLDER.0, HOLDER.1, LEASE));
+            assert!(grants.grant(ms(100), HOLDER, ms(90), LEASE));
             grants
         };
         assert_eq!(fresh().remaining(ms(600)), Duration::from_millis(500));
         assert_eq!(fresh().remaining(ms(1100)), Duration::ZERO);
         let mut other = fresh();
-        other.release(NodeId(2), HOLDER.1);
-        other.release(HOLDER.0, Term { number: 2, id: 1 });
+        other.release(NodeId(2), HOLDER.1, ms(90));
+        other.release(HOLDER.0, Term { number: 2, id: 1 }, ms(90));
+        other.release(HOLDER.0, HOLDER.1, ms(89));
         other.process_gone(NodeId(2));
         assert_eq!(other.remaining(ms(600)), Duration::from_millis(500));
         let mut released = fresh();
-        released.release(HOLDER.0, HOLDER.1);
+        released.release(HOLDER.0, HOLDER.1, ms(90));
         assert_eq!(released.remaining(ms(600)), Duration::ZERO);
         let mut gone = fresh();
         gone.process_gone(HOLDER.0);
@@ -246,10 +252,10 @@ mod tests {
     #[test]
     fn closed_grants_run_out() {
         let mut grants = Grants::default();
-        assert!(grants.grant(ms(100), HOLDER.0, HOLDER.1, LEASE));
+        assert!(grants.grant(ms(100), HOLDER, ms(90), LEASE));
         grants.close(ms(2000));
-        assert!(!grants.grant(ms(900), HOLDER.0, HOLDER.1, LEASE));
+        assert!(!grants.grant(ms(900), HOLDER, ms(890), LEASE));
         assert_eq!(grants.remaining(ms(1100)), Duration::ZERO);
-        assert!(grants.grant(ms(2000), HOLDER.0, HOLDER.1, LEASE));
+        assert!(grants.grant(ms(2000), HOLDER, ms(1990), LEASE));
     }
 }

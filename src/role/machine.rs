@@ -8,17 +8,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::candidate::{Recruit, Stage};
-use super::control::{ControlState, DataStatus};
+use super::change::{Change, Stored};
+use super::control::{ControlState, DataStatus, Operation, Part};
 use super::follow::Adopt;
 use super::history::History;
 use super::input::{Command, Done, Effect, Evidence, Input, LogView, Refusal};
 use super::lead::Leading;
 use super::lease::{Grants, LeaderLease};
-use super::message::{LeaderSeen, Report, RoleMessage};
+use super::message::{LeaderSeen, Outcome, Release, Report, RoleMessage};
 use super::policy::{Generation, PendingGeneration};
 use super::promise::PromiseWork;
 use super::state::{Repair, Role, State, allowed};
-use crate::base::limits::PEER_SILENCE_MAX;
+use super::switch::{Away, Prepare, Switch};
+use crate::base::limits::{PEER_SILENCE_MAX, PENDING_MAX};
 use crate::base::planted::{Bug, planted};
 use crate::base::{Incarnation, Lsn, Mono, NodeId, Prng, Term};
 
@@ -37,8 +39,34 @@ pub struct RoleConfig {
     /// Shown as cascade standby when not leading.
     pub cascade: bool,
     pub lease: Duration,
+    /// What the configuration says of members, this node included. Members without an entry have the defaults.
+    pub traits: BTreeMap<NodeId, Traits>,
+    /// A voter silent for this long is taken out of the policy while enough others live, and returned when it is back
+    /// and caught up. `None`: never.
+    pub voter_timeout: Option<Duration>,
+    /// A control store is attached: [`Effect::StorePolicy`] is ordered and answered.
+    pub store: bool,
     /// Seed of term ids and back-off. From the operating system in production: two nodes must never share one.
     pub seed: u64,
+}
+
+/// What the configuration says of one member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traits {
+    /// Higher is preferred as the next primary.
+    pub priority: u32,
+    /// Never the target of a switchover or of an automatic failover.
+    pub nofailover: bool,
+    /// Kept behind on purpose.
+    pub delayed: bool,
+    /// Streams from another standby.
+    pub cascade: bool,
+}
+
+impl Default for Traits {
+    fn default() -> Traits {
+        Traits { priority: 100, nofailover: false, delayed: false, cascade: false }
+    }
 }
 
 /// May a session with this term go on?
@@ -101,6 +129,9 @@ pub(super) struct Fence {
 #[derive(Debug)]
 pub(super) struct Wish {
     pub op: Option<u64>,
+    /// Nobody asked: this node led this term last (or was being handed the work of it), and its process started anew.
+    /// It asks as long as nobody knows of a later term.
+    pub own: Option<Term>,
     /// When `op` is answered at the latest.
     pub give_up: Mono,
     pub next: Mono,
@@ -116,14 +147,40 @@ pub struct RoleMachine {
     pub(super) rng: Prng,
     /// The newest control image known to be durable.
     pub(super) durable: u64,
-    /// The image that first held the pending generation.
+    /// The image that first held all pending generations.
     pub(super) pending_image: u64,
+    /// Where the first pending generation starts that may not be durable in the control file yet.
+    pub(super) pending_from: Lsn,
+    /// Where a generation starts that was one too many to keep: nothing from there on is acknowledged.
+    pub(super) refused_from: Option<Lsn>,
     pub(super) tickets: u64,
     pub(super) role: Role,
     pub(super) state: State,
     pub(super) phase: Phase,
     pub(super) work: Work,
     pub(super) wish: Option<Wish>,
+    /// A switchover away from this primary.
+    pub(super) switch: Option<Box<Switch>>,
+    /// A switchover that this node was asked for and passed on.
+    pub(super) away: Option<Away>,
+    /// What the primary, about to hand over, wants to hear of.
+    pub(super) prepare: Option<Prepare>,
+    /// A change of policy under way.
+    pub(super) change: Option<Box<Change>>,
+    /// A policy record that was ordered and not yet reported.
+    pub(super) recording: Option<(u64, Generation)>,
+    /// What the control store said last.
+    pub(super) stored: Option<Stored>,
+    /// When this leader last heard from each voter.
+    pub(super) voter_heard: BTreeMap<NodeId, Mono>,
+    /// When the voters are looked at again.
+    pub(super) voters_at: Mono,
+    /// The last hand-over that reached this node.
+    pub(super) handover: Option<(NodeId, u64)>,
+    /// The last switchover question of another node, and its answer, should it ask again.
+    pub(super) told: Option<((NodeId, u64), Outcome)>,
+    /// `HoldWrites` was given and nothing has ended it yet.
+    pub(super) writes_held: bool,
     /// One command that waits for a promise or a change of leader to end.
     queued: Option<(u64, Command, Mono)>,
     pub(super) grants: Grants,
@@ -137,7 +194,7 @@ pub struct RoleMachine {
     pub(super) appending: Option<(Term, Option<Generation>)>,
     /// The history that is on its way to disk, before the log is cut or continued to match it. Until then
     /// `control.history` goes on describing the log as it is.
-    pub(super) rewriting: Option<History>,
+    pub(super) rewriting: Option<(History, Lsn)>,
     /// A truncation that was ordered and not yet reported. No fence is complete before it is.
     pub(super) cutting: Option<u64>,
     /// The started term that this log cannot follow.
@@ -166,12 +223,25 @@ impl RoleMachine {
             rng: Prng::new(config.seed),
             durable: control.generation,
             pending_image: 0,
+            pending_from: Lsn::MAX,
+            refused_from: None,
             tickets: 0,
             role,
             state,
             phase: Phase::Alone { since: now },
             work: Work::None,
             wish: None,
+            switch: None,
+            away: None,
+            prepare: None,
+            handover: None,
+            change: None,
+            recording: None,
+            stored: None,
+            voter_heard: BTreeMap::new(),
+            voters_at: now,
+            told: None,
+            writes_held: false,
             queued: None,
             grants: Grants::new(now, config.lease, written),
             lease: LeaderLease::default(),
@@ -194,7 +264,7 @@ impl RoleMachine {
     pub fn handle(&mut self, now: Mono, log: &LogView, input: Input, out: &mut Vec<Effect>) {
         assert!(log.flushed.lsn() <= log.end, "no more can be flushed than was written");
         if !self.booted {
-            self.boot(log, out);
+            self.boot(now, log, out);
         }
         if matches!(self.phase, Phase::Failed) {
             if let Input::Command { op, .. } = input {
@@ -206,20 +276,44 @@ impl RoleMachine {
         self.settle_policy(log, out);
         self.dispatch(now, log, input, out);
         self.settle_policy(log, out);
+        self.settle_operation(log, out);
         while self.advance(now, log, out) {}
     }
 
-    fn boot(&mut self, log: &LogView, out: &mut Vec<Effect>) {
+    fn boot(&mut self, now: Mono, log: &LogView, out: &mut Vec<Effect>) {
         self.booted = true;
         self.control.starts += 1;
         // The record of a generation that never reached this log is no generation.
-        if self.control.pending.as_ref().is_some_and(|pending| pending.end > log.end) {
-            self.control.pending = None;
-        }
+        self.control.pending.retain(|pending| pending.end <= log.end);
         self.persist(out);
+        self.wish_again(now, log);
         if planted(Bug::ResumeOwnTermAfterRestart) {
             self.resume_own_term(log, out);
         }
+    }
+
+    /// After a blackout somebody has to ask first, and only one: the node that led the newest term. It asks for a new
+    /// one (`protocol` 3.1). A standby whose primary is merely dead never asks by itself. In the middle of a switchover
+    /// the next primary asks first, and the old one when that has had its time.
+    fn wish_again(&mut self, now: Mono, log: &LogView) {
+        let led = self.control.last_led;
+        let newest = self.control.history.last().map_or(Term::NONE, |(last, _)| last);
+        let (own, leases) = match self.control.operation {
+            Some(Operation { part: Part::TakingOver, term, .. }) => (term, 0),
+            Some(Operation { part: Part::HandingOver, .. }) => (newest, 3),
+            None if !led.is_none() && newest == led => (led, 0),
+            None => return,
+        };
+        if self.control.status == DataStatus::Whole && log.whole {
+            self.wish_own(now, own, leases);
+        }
+    }
+
+    /// This node will ask to lead by itself, as long as nobody knows of a term above `own`.
+    pub(super) fn wish_own(&mut self, now: Mono, own: Term, leases: u32) {
+        let jitter = self.config.lease.mul_f64(self.rng.below(1000) as f64 / 4000.0);
+        let next = now + self.config.lease * leases + jitter;
+        self.wish = Some(Wish { op: None, own: Some(own), give_up: now, next, alone: false, force: false });
     }
 
     fn dispatch(&mut self, now: Mono, log: &LogView, input: Input, out: &mut Vec<Effect>) {
@@ -264,6 +358,7 @@ impl RoleMachine {
             Input::Granted { from, incarnation, term, sent } => {
                 if self.leading() == Some(term) {
                     self.lease.granted(from, incarnation, sent, self.config.lease);
+                    self.voter_heard.insert(from, now);
                 }
             }
             Input::SessionRefused { promised, .. } => self.met_promise(now, promised, out),
@@ -274,11 +369,16 @@ impl RoleMachine {
                 }
                 if let Some(policy) = policy {
                     self.control.policy = policy;
-                    self.control.pending = None;
+                    self.control.pending.clear();
+                    self.refused_from = None;
                 }
                 self.persist(out);
             }
             Input::LogFailed => self.fail_log(out),
+            Input::WritesHeld { ticket } => self.writes_stand_still(log, ticket, out),
+            Input::PolicyRecorded { ticket, start, end } => self.policy_recorded(ticket, start, end, out),
+            Input::StoreAnswered { ticket, stored } => self.store_answered(ticket, stored),
+            Input::StoreTold { policy, pending } => self.stored = Some(Stored::new(policy, pending)),
         }
     }
 
@@ -305,10 +405,17 @@ impl RoleMachine {
             RoleMessage::DryReply { attempt, promised, leader, report, .. } => {
                 self.highest = self.highest.max(promised.number);
                 if report.incarnation == incarnation {
+                    self.switch_reported(from, attempt, leader, &report);
+                    self.change_reported(from, attempt, leader, &report);
                     self.dry_reply(now, from, attempt, leader, *report, out);
                 }
             }
-            RoleMessage::Promise { term, force } => self.promise_asked(now, log, from, term, force, out),
+            RoleMessage::Promise { term, force, released } => {
+                if let Some(Release { leader, term, upto }) = released {
+                    self.grants.release(leader, term, upto);
+                }
+                self.promise_asked(now, log, from, term, force, out);
+            }
             RoleMessage::PromiseReply { term, answer } => {
                 self.promise_answered(now, (from, incarnation), term, answer, out);
             }
@@ -333,7 +440,24 @@ impl RoleMachine {
             }
             RoleMessage::Yield { attempt } => self.yield_asked(now, from, attempt, out),
             RoleMessage::YieldReply { attempt, .. } => self.yield_answered(attempt),
-            RoleMessage::LeaseRelease { term } => self.grants.release(from, term),
+            RoleMessage::LeaseRelease(Release { leader, term, upto }) => {
+                self.grants.release(leader, term, upto);
+            }
+            RoleMessage::SwitchoverAsk { ask, term, to, dry_run, timeout_ms } => {
+                let timeout = Duration::from_millis(timeout_ms);
+                self.switchover_asked(now, (from, ask), term, (to, dry_run, timeout), out);
+            }
+            RoleMessage::SwitchoverAnswer { ask, outcome } => {
+                self.switchover_answered(from, ask, outcome, out);
+            }
+            RoleMessage::Prepare { attempt, term, end } => self.prepare_asked(from, attempt, term, end),
+            RoleMessage::Prepared { attempt } => self.prepared(from, attempt),
+            RoleMessage::Handover { attempt, end, release } => {
+                self.handed_over(now, log, from, attempt, end, release, out);
+            }
+            RoleMessage::HandoverFailed { attempt, text } => {
+                self.handover_failed(now, from, attempt, text, out);
+            }
             RoleMessage::Fenced { promised } => self.met_promise(now, promised, out),
         }
     }
@@ -351,7 +475,16 @@ impl RoleMachine {
             );
             return;
         }
-        let busy = matches!(self.work, Work::Recruit(_)) || self.queued.is_some() || self.wish.is_some();
+        if let Command::Switchover { to, dry_run, timeout } = command {
+            return self.switchover(now, op, to, dry_run, timeout, out);
+        }
+        if let Command::ChangePolicy(wanted) = command {
+            return self.change_policy(now, op, wanted, out);
+        }
+        let recruiting = matches!(&self.work, Work::Recruit(recruit) if !recruit.gives_way());
+        let wished = self.wish.as_ref().is_some_and(|wish| wish.op.is_some());
+        let busy =
+            recruiting || self.queued.is_some() || wished || self.switch.is_some() || self.change.is_some();
         if let Phase::Leading(leading) = &self.phase
             && leading.served
         {
@@ -361,8 +494,13 @@ impl RoleMachine {
         } else if busy || matches!(self.phase, Phase::Leading(_)) {
             out.push(Effect::Reply { op, result: Err(Refusal::Busy) });
         } else if let Command::RequestPrimary { alone, force } = command {
-            self.wish = Some(Wish { op: Some(op), give_up: now + COMMAND_MAX, next: now, alone, force });
-        } else if matches!(self.work, Work::None) {
+            self.wish =
+                Some(Wish { op: Some(op), own: None, give_up: now + COMMAND_MAX, next: now, alone, force });
+        } else if matches!(&self.work, Work::None)
+            || matches!(&self.work, Work::Recruit(recruit) if recruit.gives_way())
+        {
+            self.work = Work::None;
+            self.grants.open();
             self.begin_failover(now, log, op, command, out);
         } else {
             self.queued = Some((op, command, now + COMMAND_MAX));
@@ -372,6 +510,9 @@ impl RoleMachine {
     /// Runs whatever time or a finished step allows. True when something moved, so that the caller asks again.
     fn advance(&mut self, now: Mono, log: &LogView, out: &mut Vec<Effect>) -> bool {
         self.try_serve(log, out);
+        if self.advance_switch(now, log, out) || self.advance_change(now, log, out) {
+            return true;
+        }
         match &self.work {
             Work::Promise(_) => self.advance_promise(now, log, out),
             Work::Adopt(_) => self.advance_adopt(now, log, out),
@@ -393,6 +534,7 @@ impl RoleMachine {
 
     fn tick(&mut self, now: Mono, out: &mut Vec<Effect>) {
         self.lead_tick(now, out);
+        self.look_at_voters(now);
         let silent = match &self.phase {
             Phase::Alone { since } => Some(*since),
             Phase::Following(following) => {
@@ -436,22 +578,28 @@ impl RoleMachine {
     pub(super) fn persist(&mut self, out: &mut Vec<Effect>) -> u64 {
         self.control.generation += 1;
         let mut state = Box::new(self.control.clone());
-        if let Some(history) = &self.rewriting {
+        if let Some((history, fork)) = &self.rewriting {
             state.history = history.clone();
+            // What the new history cuts off takes its pending generations with it, in the same image: after a crash
+            // nothing else may stand at their place and be taken for them.
+            state.pending.retain(|pending| pending.end <= *fork);
         }
         out.push(Effect::Persist { state });
         self.control.generation
     }
 
-    /// Orders `history` to disk; it becomes the own one with [`RoleMachine::rewritten`].
-    pub(super) fn rewrite_history(&mut self, history: History, out: &mut Vec<Effect>) -> u64 {
-        self.rewriting = Some(history);
+    /// Orders `history` to disk, with which the own log agrees up to `fork`; it becomes the own one with
+    /// [`RoleMachine::rewritten`].
+    pub(super) fn rewrite_history(&mut self, history: History, fork: Lsn, out: &mut Vec<Effect>) -> u64 {
+        self.rewriting = Some((history, fork));
         self.persist(out)
     }
 
     /// The new history is durable, and the log is about to match it.
     pub(super) fn rewritten(&mut self) {
-        self.control.history = self.rewriting.take().expect("a history was being rewritten");
+        let (history, fork) = self.rewriting.take().expect("a history was being rewritten");
+        self.control.history = history;
+        self.cut_pending(fork);
     }
 
     pub(super) fn ticket(&mut self) -> u64 {
@@ -510,8 +658,7 @@ impl RoleMachine {
 
     fn truncated(&mut self, log: &LogView, ticket: u64, out: &mut Vec<Effect>) {
         self.cutting.take_if(|cutting| *cutting == ticket);
-        if self.control.pending.as_ref().is_some_and(|pending| pending.end > log.end) {
-            self.control.pending = None;
+        if self.cut_pending(log.end) {
             self.persist(out);
         }
         match &mut self.work {
@@ -538,34 +685,58 @@ impl RoleMachine {
 
     /// The generations that bind this node's own commits and lease.
     pub(super) fn in_force(&self) -> Vec<Generation> {
-        match &self.control.pending {
-            Some(pending) if pending.generation.forced => vec![pending.generation.clone()],
-            Some(pending) => vec![self.control.policy.clone(), pending.generation.clone()],
-            None => vec![self.control.policy.clone()],
-        }
+        let pending = &self.control.pending;
+        // A forced generation stands for everything before it: that is what was forced.
+        let forced = pending.iter().rposition(|pending| pending.generation.forced);
+        let policy = forced.is_none().then_some(&self.control.policy);
+        let rest = pending[forced.unwrap_or(0)..].iter().map(|pending| &pending.generation);
+        policy.into_iter().chain(rest).cloned().collect()
     }
 
-    fn policy_appended(&mut self, pending: PendingGeneration, out: &mut Vec<Effect>) {
-        let known = self.control.pending.as_ref() == Some(&pending);
-        if pending.generation.number <= self.control.policy.number || known {
+    /// The newest generation in this log, committed or not.
+    pub(super) fn newest(&self) -> &Generation {
+        self.control.pending.last().map_or(&self.control.policy, |pending| &pending.generation)
+    }
+
+    /// A log that ends at `end` holds no records above it. True when that changed something.
+    fn cut_pending(&mut self, end: Lsn) -> bool {
+        let before = self.control.pending.len();
+        self.control.pending.retain(|pending| pending.end <= end);
+        self.refused_from.take_if(|from| *from >= end);
+        self.control.pending.len() != before
+    }
+
+    /// One more generation that must be satisfied until its record is known to be committed.
+    pub(super) fn add_pending(&mut self, pending: PendingGeneration, out: &mut Vec<Effect>) {
+        // (term, LSN) names one record: whatever was thought to stand here or above was cut off.
+        self.cut_pending(pending.start);
+        if self.control.pending.len() == PENDING_MAX {
+            self.refused_from = Some(self.refused_from.map_or(pending.start, |from| from.min(pending.start)));
+            out.push(Effect::Evidence(
+                Evidence::new("too many policy generations wait: nothing is acknowledged from there on")
+                    .with("generation", pending.generation.number)
+                    .with("start", pending.start),
+            ));
             return;
         }
-        if let Some(before) = self.control.pending.take()
-            && before.generation.number < pending.generation.number
-        {
-            // Generations change one at a time: the next is appended only after its predecessor has committed.
-            self.control.policy = before.generation;
+        if self.durable >= self.pending_image {
+            self.pending_from = pending.start;
         }
-        self.control.pending = Some(pending);
+        self.control.pending.push(pending);
         self.pending_image = self.persist(out);
     }
 
-    /// A pending generation whose record is committed is in force alone.
-    fn settle_policy(&mut self, log: &LogView, out: &mut Vec<Effect>) {
-        if self.control.pending.as_ref().is_none_or(|pending| pending.end > log.committed.lsn()) {
-            return;
+    fn policy_appended(&mut self, pending: PendingGeneration, out: &mut Vec<Effect>) {
+        if pending.generation.number > self.control.policy.number && !self.control.pending.contains(&pending)
+        {
+            self.add_pending(pending, out);
         }
-        let pending = self.control.pending.take().expect("it was just seen");
+    }
+
+    /// A pending generation whose record is committed is in force, and those before it are over.
+    fn settle_policy(&mut self, log: &LogView, out: &mut Vec<Effect>) {
+        let settled = self.control.pending.iter().take_while(|p| p.end <= log.committed.lsn()).count();
+        let Some(pending) = self.control.pending.drain(..settled).next_back() else { return };
         let evidence = Evidence::new("policy generation in force")
             .with("generation", pending.generation.number)
             .with("voters", pending.generation.voters.len())
@@ -593,7 +764,7 @@ impl RoleMachine {
                 }
             }
             DataStatus::Building | DataStatus::Damaged => {
-                self.step_down(now, "its data is not whole", out);
+                self.step_down(now, "its data is not whole", None, out);
                 let state = match status {
                     DataStatus::Building => State::Building,
                     _ => State::NeedRepair(Repair::Wal),
@@ -608,8 +779,10 @@ impl RoleMachine {
 
     fn fail_log(&mut self, out: &mut Vec<Effect>) {
         out.push(Effect::StopAcks);
-        self.step_down(Mono(0), "its log failed", out);
+        self.step_down(Mono(0), "its log failed", None, out);
         self.abandon_work(Mono(0), Refusal::LogFailed, out);
+        self.drop_switch(out);
+        self.drop_change(Refusal::LogFailed, out);
         let wish = self.wish.take().and_then(|wish| wish.op);
         let queued = self.queued.take().map(|(op, _, _)| op);
         for op in wish.into_iter().chain(queued) {

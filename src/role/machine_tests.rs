@@ -4,7 +4,7 @@ use super::History;
 use super::control::{ControlState, DataStatus};
 use super::input::{Command, Done, Effect, Input, LogView, Refusal};
 use super::machine::{RoleConfig, RoleMachine, Verdict};
-use super::message::{LeaderSeen, PromiseAnswer, Report, RoleMessage};
+use super::message::{LeaderSeen, PromiseAnswer, Release, Report, RoleMessage};
 use super::policy::{Generation, Voter};
 use super::state::{Repair, Role, State};
 use crate::base::{ClusterId, CommittedLsn, FlushedLsn, Incarnation, Lsn, Mono, NodeId, Term};
@@ -22,7 +22,7 @@ fn life(node: u16) -> Incarnation {
 
 fn generation(voters: &[u16], k: u8) -> Generation {
     let voters = voters.iter().map(|n| Voter { node: NodeId(*n), incarnation: life(*n) }).collect();
-    Generation { number: 1, voters, k, first: false, forced: false, standbys: vec![] }
+    Generation { number: 1, voters, k, first: false, forced: false, standbys: vec![], absent: vec![] }
 }
 
 fn history(entries: &[(u64, u64)]) -> History {
@@ -55,7 +55,15 @@ impl Bench {
         control.history = history(&[(1, 0)]);
         change(&mut control);
         let peers = peers.iter().map(|n| NodeId(*n)).collect();
-        let config = RoleConfig { peers, cascade: false, lease: LEASE, seed: 3 };
+        let config = RoleConfig {
+            peers,
+            cascade: false,
+            lease: LEASE,
+            traits: Default::default(),
+            voter_timeout: None,
+            store: false,
+            seed: 3,
+        };
         let log = LogView {
             end: Lsn(100),
             last_term: term(1),
@@ -161,7 +169,7 @@ impl Bench {
             whole: true,
             history: history(&[(1, 0)]),
             policy: self.machine.control().policy.clone(),
-            pending: None,
+            pending: vec![],
         }
     }
 
@@ -196,7 +204,7 @@ fn drain_of(effect: &Effect) -> Option<u64> {
 }
 
 fn promise(t: u64) -> RoleMessage {
-    RoleMessage::Promise { term: term(t), force: false }
+    RoleMessage::Promise { term: term(t), force: false, released: None }
 }
 
 fn answers(effects: &[Effect]) -> Vec<&PromiseAnswer> {
@@ -223,7 +231,7 @@ fn a_promise_is_spoken_only_when_acks_are_stopped_it_is_durable_and_the_log_is_f
         assert!(at(&Effect::StopAcks) < at(&Effect::Persist { state: control }));
         assert!(at(&Effect::StopAcks) < at(&Effect::Drain { ticket }));
         assert!(!bench.machine.may_ack(NodeId(2), term(2)));
-        assert!(!bench.machine.grant(bench.now, NodeId(2), term(2)));
+        assert!(!bench.machine.grant(bench.now, NodeId(2), term(2), bench.now));
         let drained = Input::Drained { ticket };
         let generation = bench.machine.control().generation;
         let durable = Input::Persisted { generation };
@@ -253,7 +261,7 @@ fn lower_terms_are_refused_and_equal_ones_repeated() {
     );
     let again = bench.from(3, promise(5));
     assert!(matches!(answers(&again)[..], [PromiseAnswer::Promised(_)]));
-    let other_id = RoleMessage::Promise { term: Term { number: 5, id: 6 }, force: false };
+    let other_id = RoleMessage::Promise { term: Term { number: 5, id: 6 }, force: false, released: None };
     let lower_id = bench.from(2, other_id);
     assert!(matches!(answers(&lower_id)[..], [PromiseAnswer::Refused { .. }]), "terms are pairs");
 }
@@ -263,7 +271,7 @@ fn a_promise_waits_for_the_granted_lease_unless_released_or_the_process_is_gone(
     let granted = || {
         let mut bench = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
         bench.follow(2, 2, &[(1, 0), (2, 100)]);
-        assert!(bench.machine.grant(bench.now, NodeId(2), term(2)));
+        assert!(bench.machine.grant(bench.now, NodeId(2), term(2), bench.now));
         bench
     };
     let mut bench = granted();
@@ -282,7 +290,8 @@ fn a_promise_waits_for_the_granted_lease_unless_released_or_the_process_is_gone(
     assert_eq!(gone.machine.control().promised, term(5));
 
     let mut released = granted();
-    released.from(2, RoleMessage::LeaseRelease { term: term(2) });
+    released
+        .from(2, RoleMessage::LeaseRelease(Release { leader: NodeId(2), term: term(2), upto: released.now }));
     released.from(3, promise(5));
     assert_eq!(released.machine.control().promised, term(5));
 }
@@ -550,7 +559,7 @@ fn a_node_that_builds_neither_leads_nor_counts() {
 fn a_candidate_waits_for_its_own_grant_before_it_promises_itself() {
     let mut bench = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
     bench.follow(2, 2, &[(1, 0), (2, 100)]);
-    assert!(bench.machine.grant(bench.now, NodeId(2), term(2)));
+    assert!(bench.machine.grant(bench.now, NodeId(2), term(2), bench.now));
     let command = Command::Failover { dry_run: false, alone: false, force: true };
     bench.give(Input::Command { op: 4, command });
     bench.answer_dry(&[2, 3], None);
@@ -562,7 +571,7 @@ fn a_candidate_waits_for_its_own_grant_before_it_promises_itself() {
     bench.from(2, RoleMessage::YieldReply { attempt: attempt.unwrap(), granted: true });
     bench.wait(990);
     assert_eq!(bench.machine.control().promised, term(2));
-    assert!(!bench.machine.grant(bench.now, NodeId(2), term(2)), "the wait is not made longer");
+    assert!(!bench.machine.grant(bench.now, NodeId(2), term(2), bench.now), "the wait is not made longer");
     let bound = bench.wait(10);
     assert!(bound.iter().any(|e| matches!(e, Effect::Persist { state } if state.promised > term(2))));
 }
@@ -577,11 +586,56 @@ fn a_leader_that_promised_commits_answers_and_grants_nothing_more() {
     bench.give(Input::Granted { from: NodeId(2), incarnation: life(2), term: t, sent: bench.now });
     assert!(bench.machine.may_read(bench.now) && bench.machine.commit_rule().is_some());
     let higher = Term { number: t.number + 1, id: 1 };
-    let effects = bench.from(3, RoleMessage::Promise { term: higher, force: true });
+    let effects = bench.from(3, RoleMessage::Promise { term: higher, force: true, released: None });
     assert!(effects.contains(&Effect::StopAcks));
     assert!(effects.iter().any(|e| matches!(e, Effect::HoldClients { .. })));
     assert!(!effects.iter().any(|e| matches!(e, Effect::Demote { .. })), "a mere promise demotes nobody");
     assert!(bench.machine.commit_rule().is_none() && !bench.machine.accepts_ack(t));
     assert!(!bench.machine.may_read(bench.now) && bench.machine.lease_until().is_none());
     assert_eq!((bench.machine.role(), bench.machine.state()), (Role::Primary, State::WaitPromoting));
+}
+
+fn numbered(number: u64, voters: &[u16]) -> Generation {
+    Generation { number, ..generation(voters, 1) }
+}
+
+#[test]
+fn two_generations_that_wait_both_bind_and_the_log_decides_which_stay() {
+    let mut bench = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
+    let policy = |number, voters: &[u16], start, end| Input::PolicyAppended {
+        generation: numbered(number, voters),
+        start: Lsn(start),
+        end: Lsn(end),
+    };
+    bench.give(policy(2, &[1, 2], 82, 83));
+    bench.give(policy(3, &[2, 3], 90, 91));
+    let waiting = |bench: &Bench| -> Vec<u64> {
+        bench.machine.control().pending.iter().map(|pending| pending.generation.number).collect()
+    };
+    assert_eq!(waiting(&bench), [2, 3]);
+    assert_eq!(bench.machine.control().policy.number, 1, "nothing is known to be committed");
+    assert_eq!(bench.machine.ack_limit(), Lsn(82), "not durable yet");
+    bench.log.committed = CommittedLsn(Lsn(85));
+    bench.give(Input::CommitMoved);
+    assert_eq!((waiting(&bench), bench.machine.control().policy.number), (vec![3], 2));
+    // The log went another way from 90 on: another record may stand there.
+    bench.give(policy(4, &[1, 3], 90, 92));
+    assert_eq!(waiting(&bench), [4]);
+    bench.log.committed = CommittedLsn(Lsn(92));
+    bench.give(Input::CommitMoved);
+    assert_eq!((waiting(&bench), bench.machine.control().policy.number), (vec![], 4));
+}
+
+#[test]
+fn a_generation_too_many_is_never_acknowledged() {
+    let mut bench = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
+    bench.log.end = Lsn(300);
+    bench.log.flushed = FlushedLsn(Lsn(300));
+    for number in 2..10 {
+        let (start, end) = (Lsn(100 + number * 10), Lsn(101 + number * 10));
+        bench.give(Input::PolicyAppended { generation: numbered(number, &[1, 2]), start, end });
+    }
+    bench.persisted();
+    assert_eq!(bench.machine.control().pending.len(), crate::base::limits::PENDING_MAX);
+    assert_eq!(bench.machine.ack_limit(), Lsn(180));
 }

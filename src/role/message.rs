@@ -4,7 +4,7 @@ use super::codec::{Reader, Write};
 use super::history::History;
 use super::policy::{Generation, PendingGeneration};
 use super::state::{Role, State};
-use crate::base::{CommittedLsn, Incarnation, Lsn, NodeId, Term};
+use crate::base::{CommittedLsn, Incarnation, Lsn, Mono, NodeId, Term};
 
 /// Longest encoded message.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 10;
@@ -21,7 +21,7 @@ pub struct Report {
     pub whole: bool,
     pub history: History,
     pub policy: Generation,
-    pub pending: Option<PendingGeneration>,
+    pub pending: Vec<PendingGeneration>,
 }
 
 /// A leader as somebody sees it.
@@ -44,6 +44,31 @@ pub enum PromiseAnswer {
     Refused { promised: Term, leading: bool },
 }
 
+/// A leader's word that it gave its read lease back: nothing granted for heartbeats sent up to `upto`, by its own
+/// clock, counts any more. Anybody may pass it on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Release {
+    pub leader: NodeId,
+    pub term: Term,
+    pub upto: Mono,
+}
+
+/// What came of a switchover, told to the node that was asked for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Done {
+        leader: NodeId,
+        term: Term,
+    },
+    /// A dry run: it would work.
+    Would {
+        text: String,
+    },
+    Refused {
+        text: String,
+    },
+}
+
 /// A message between role machines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RoleMessage {
@@ -62,6 +87,8 @@ pub enum RoleMessage {
     Promise {
         term: Term,
         force: bool,
+        /// The old leader's release, when it handed over to this candidate.
+        released: Option<Release>,
     },
     PromiseReply {
         term: Term,
@@ -92,13 +119,44 @@ pub enum RoleMessage {
         attempt: u64,
         granted: bool,
     },
-    /// The leader of `term` gives its read lease back: promises need not wait for it.
-    LeaseRelease {
-        term: Term,
-    },
+    /// Promises need not wait for this leader's read lease.
+    LeaseRelease(Release),
     /// This node promised `promised`, so sessions of lower terms are over.
     Fenced {
         promised: Term,
+    },
+    /// A switchover was asked for on a standby. `ask` tells one question from another; `term` is the one that the
+    /// asking node follows.
+    SwitchoverAsk {
+        ask: u64,
+        term: Term,
+        to: NodeId,
+        dry_run: bool,
+        timeout_ms: u64,
+    },
+    SwitchoverAnswer {
+        ask: u64,
+        outcome: Outcome,
+    },
+    /// The primary's writes are held and its log ends at `end`: say when all of it is flushed there.
+    Prepare {
+        attempt: u64,
+        term: Term,
+        end: Lsn,
+    },
+    Prepared {
+        attempt: u64,
+    },
+    /// Take over: everything up to `end` is committed, and the lease is given back.
+    Handover {
+        attempt: u64,
+        end: Lsn,
+        release: Release,
+    },
+    /// The target does not take over; it did not start a term.
+    HandoverFailed {
+        attempt: u64,
+        text: String,
     },
 }
 
@@ -113,6 +171,12 @@ const YIELD: u8 = 8;
 const YIELD_REPLY: u8 = 9;
 const LEASE_RELEASE: u8 = 10;
 const FENCED: u8 = 11;
+const SWITCHOVER_ASK: u8 = 12;
+const SWITCHOVER_ANSWER: u8 = 13;
+const PREPARE: u8 = 14;
+const PREPARED: u8 = 15;
+const HANDOVER: u8 = 16;
+const HANDOVER_FAILED: u8 = 17;
 
 impl RoleMessage {
     /// Appends the message; at most [`MESSAGE_BYTES_MAX`] bytes.
@@ -131,10 +195,12 @@ impl RoleMessage {
                 out.u64(*lease_ms);
                 put_report(out, report);
             }
-            RoleMessage::Promise { term, force } => {
+            RoleMessage::Promise { term, force, released } => {
                 out.u8(PROMISE);
                 out.term(*term);
                 out.flag(*force);
+                out.flag(released.is_some());
+                released.iter().for_each(|release| put_release(out, release));
             }
             RoleMessage::PromiseReply { term, answer } => {
                 out.u8(PROMISE_REPLY);
@@ -167,13 +233,47 @@ impl RoleMessage {
                 out.u64(*attempt);
                 out.flag(*granted);
             }
-            RoleMessage::LeaseRelease { term } => {
+            RoleMessage::LeaseRelease(release) => {
                 out.u8(LEASE_RELEASE);
-                out.term(*term);
+                put_release(out, release);
             }
             RoleMessage::Fenced { promised } => {
                 out.u8(FENCED);
                 out.term(*promised);
+            }
+            RoleMessage::SwitchoverAsk { ask, term, to, dry_run, timeout_ms } => {
+                out.u8(SWITCHOVER_ASK);
+                out.u64(*ask);
+                out.term(*term);
+                out.node(*to);
+                out.flag(*dry_run);
+                out.u64(*timeout_ms);
+            }
+            RoleMessage::SwitchoverAnswer { ask, outcome } => {
+                out.u8(SWITCHOVER_ANSWER);
+                out.u64(*ask);
+                put_outcome(out, outcome);
+            }
+            RoleMessage::Prepare { attempt, term, end } => {
+                out.u8(PREPARE);
+                out.u64(*attempt);
+                out.term(*term);
+                out.lsn(*end);
+            }
+            RoleMessage::Prepared { attempt } => {
+                out.u8(PREPARED);
+                out.u64(*attempt);
+            }
+            RoleMessage::Handover { attempt, end, release } => {
+                out.u8(HANDOVER);
+                out.u64(*attempt);
+                out.lsn(*end);
+                put_release(out, release);
+            }
+            RoleMessage::HandoverFailed { attempt, text } => {
+                out.u8(HANDOVER_FAILED);
+                out.u64(*attempt);
+                out.text(text);
             }
         }
         assert!(out.len() - before <= MESSAGE_BYTES_MAX);
@@ -194,7 +294,11 @@ impl RoleMessage {
                 lease_ms: r.u64()?,
                 report: Box::new(report(&mut r)?),
             },
-            PROMISE => RoleMessage::Promise { term: r.term()?, force: r.flag()? },
+            PROMISE => RoleMessage::Promise {
+                term: r.term()?,
+                force: r.flag()?,
+                released: if r.flag()? { Some(release(&mut r)?) } else { None },
+            },
             PROMISE_REPLY => RoleMessage::PromiseReply { term: r.term()?, answer: answer(&mut r)? },
             ANNOUNCE => RoleMessage::Announce {
                 term: r.term()?,
@@ -213,11 +317,60 @@ impl RoleMessage {
             },
             YIELD => RoleMessage::Yield { attempt: r.u64()? },
             YIELD_REPLY => RoleMessage::YieldReply { attempt: r.u64()?, granted: r.flag()? },
-            LEASE_RELEASE => RoleMessage::LeaseRelease { term: r.term()? },
+            LEASE_RELEASE => RoleMessage::LeaseRelease(release(&mut r)?),
             FENCED => RoleMessage::Fenced { promised: r.term()? },
+            SWITCHOVER_ASK => RoleMessage::SwitchoverAsk {
+                ask: r.u64()?,
+                term: r.term()?,
+                to: r.node()?,
+                dry_run: r.flag()?,
+                timeout_ms: r.u64()?,
+            },
+            SWITCHOVER_ANSWER => RoleMessage::SwitchoverAnswer { ask: r.u64()?, outcome: outcome(&mut r)? },
+            PREPARE => RoleMessage::Prepare { attempt: r.u64()?, term: r.term()?, end: r.lsn()? },
+            PREPARED => RoleMessage::Prepared { attempt: r.u64()? },
+            HANDOVER => RoleMessage::Handover { attempt: r.u64()?, end: r.lsn()?, release: release(&mut r)? },
+            HANDOVER_FAILED => RoleMessage::HandoverFailed { attempt: r.u64()?, text: r.text()? },
             _ => return None,
         };
         r.done().then_some(message)
+    }
+}
+
+fn put_release(out: &mut Vec<u8>, release: &Release) {
+    out.node(release.leader);
+    out.term(release.term);
+    out.u64(release.upto.0);
+}
+
+fn release(r: &mut Reader<'_>) -> Option<Release> {
+    Some(Release { leader: r.node()?, term: r.term()?, upto: Mono(r.u64()?) })
+}
+
+fn put_outcome(out: &mut Vec<u8>, outcome: &Outcome) {
+    match outcome {
+        Outcome::Done { leader, term } => {
+            out.u8(0);
+            out.node(*leader);
+            out.term(*term);
+        }
+        Outcome::Would { text } => {
+            out.u8(1);
+            out.text(text);
+        }
+        Outcome::Refused { text } => {
+            out.u8(2);
+            out.text(text);
+        }
+    }
+}
+
+fn outcome(r: &mut Reader<'_>) -> Option<Outcome> {
+    match r.u8()? {
+        0 => Some(Outcome::Done { leader: r.node()?, term: r.term()? }),
+        1 => Some(Outcome::Would { text: r.text()? }),
+        2 => Some(Outcome::Refused { text: r.text()? }),
+        _ => None,
     }
 }
 
@@ -245,7 +398,7 @@ fn put_report(out: &mut Vec<u8>, report: &Report) {
     out.flag(report.whole);
     out.history(&report.history);
     out.generation(&report.policy);
-    out.pending(report.pending.as_ref());
+    out.pending(&report.pending);
 }
 
 fn report(r: &mut Reader<'_>) -> Option<Report> {
@@ -292,6 +445,7 @@ fn answer(r: &mut Reader<'_>) -> Option<PromiseAnswer> {
 mod tests {
     use super::*;
     use crate::base::Prng;
+    use crate::base::limits::PENDING_MAX;
     use crate::role::policy::Voter;
 
     fn term(number: u64) -> Term {
@@ -307,6 +461,7 @@ mod tests {
             first: true,
             forced: false,
             standbys: (10..=32).map(voter).collect(),
+            absent: (10..=32).map(NodeId).collect(),
         };
         let mut history = History::new();
         (0..256).for_each(|i| history.append(term(i + 1), Lsn(i)));
@@ -317,7 +472,9 @@ mod tests {
             committed: CommittedLsn(Lsn(200)),
             whole: true,
             history,
-            pending: Some(PendingGeneration { generation: policy.clone(), start: Lsn(1), end: Lsn(2) }),
+            pending: (0..PENDING_MAX as u64)
+                .map(|i| PendingGeneration { generation: policy.clone(), start: Lsn(i), end: Lsn(i + 1) })
+                .collect(),
             policy,
         }
     }
@@ -326,6 +483,7 @@ mod tests {
         let seen = Some(LeaderSeen { node: NodeId(3), term: term(2), heard_ms: 12 });
         let history = full_report().history;
         let (end, committed) = (Lsn(7), CommittedLsn(Lsn(6)));
+        let release = Release { leader: NodeId(2), term: term(1), upto: Mono(77) };
         let mut all = vec![
             RoleMessage::Dry { attempt: 7 },
             RoleMessage::DryReply {
@@ -335,7 +493,8 @@ mod tests {
                 lease_ms: 9,
                 report: Box::new(full_report()),
             },
-            RoleMessage::Promise { term: term(4), force: true },
+            RoleMessage::Promise { term: term(4), force: true, released: None },
+            RoleMessage::Promise { term: term(4), force: false, released: Some(release) },
             RoleMessage::PromiseReply {
                 term: term(4),
                 answer: PromiseAnswer::Promised(Box::new(full_report())),
@@ -349,7 +508,24 @@ mod tests {
             RoleMessage::StatusProbe,
             RoleMessage::Yield { attempt: 1 },
             RoleMessage::YieldReply { attempt: 1, granted: true },
-            RoleMessage::LeaseRelease { term: term(1) },
+            RoleMessage::LeaseRelease(release),
+            RoleMessage::SwitchoverAsk {
+                ask: 1,
+                term: term(2),
+                to: NodeId(3),
+                dry_run: true,
+                timeout_ms: 5000,
+            },
+            RoleMessage::SwitchoverAnswer {
+                ask: 1,
+                outcome: Outcome::Done { leader: NodeId(3), term: term(9) },
+            },
+            RoleMessage::SwitchoverAnswer { ask: 1, outcome: Outcome::Would { text: "yes".into() } },
+            RoleMessage::SwitchoverAnswer { ask: 1, outcome: Outcome::Refused { text: "no".into() } },
+            RoleMessage::Prepare { attempt: 5, term: term(2), end },
+            RoleMessage::Prepared { attempt: 5 },
+            RoleMessage::Handover { attempt: 5, end, release },
+            RoleMessage::HandoverFailed { attempt: 5, text: "busy".into() },
             RoleMessage::Fenced { promised: term(1) },
         ];
         for role in Role::ALL {

@@ -24,6 +24,7 @@
 //! and a voter that granted a read lease makes a candidate wait until the grant ends.
 
 mod candidate;
+mod change;
 mod codec;
 pub mod control;
 mod follow;
@@ -38,17 +39,20 @@ mod promise;
 pub mod recruit;
 mod session;
 pub mod state;
+mod switch;
 
 pub use control::{ControlCopy, ControlError, ControlState, DataStatus};
 pub use history::History;
 pub use input::{
-    Command, CommandResult, Done, Effect, Evidence, FastForwardFailure, Input, LogView, Refusal, TermStart,
+    Command, CommandResult, Done, Effect, Evidence, FastForwardFailure, Input, LogView, PolicyChange,
+    Refusal, TermStart, Unfit,
 };
 pub use lease::{Grants, LeaderLease};
-pub use machine::{RoleConfig, RoleMachine, Verdict};
+pub use machine::{RoleConfig, RoleMachine, Traits, Verdict};
 pub use message::{LeaderSeen, PromiseAnswer, Report, RoleMessage};
 pub use policy::{CommitRule, Generation, PendingGeneration, SyncPolicy, Voter};
 pub use state::{Repair, Role, State};
+pub use switch::SwitchView;
 
 #[cfg(test)]
 mod machine_tests;

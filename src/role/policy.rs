@@ -33,6 +33,9 @@ pub struct Generation {
     pub forced: bool,
     /// Members that stream but never vote.
     pub standbys: Vec<Voter>,
+    /// Those of the standbys that lost their vote because they were silent for too long. They get it back by
+    /// themselves.
+    pub absent: Vec<NodeId>,
 }
 
 /// A generation whose record is in the log but not known to be committed.
@@ -91,7 +94,7 @@ impl Generation {
         let unbound = |node: NodeId| Voter { node, incarnation: Incarnation(0) };
         let standbys = all.iter().copied().filter(|node| !voters.contains(node)).map(unbound).collect();
         let voters = voters.into_iter().map(unbound).collect();
-        let generation = Generation { number: 0, voters, k, first, forced: false, standbys };
+        let generation = Generation { number: 0, voters, k, first, forced: false, standbys, absent: vec![] };
         if generation.is_sound() { Ok(generation) } else { Err(SyncError(K_TOO_LARGE)) }
     }
 
@@ -105,6 +108,8 @@ impl Generation {
             && count <= NODES_MAX
             && (1..=VOTERS_MAX).contains(&self.voters.len())
             && usize::from(self.k) < self.voters.len()
+            && self.absent.len() <= self.standbys.len()
+            && self.absent.iter().all(|node| self.standbys.iter().any(|standby| standby.node == *node))
     }
 
     /// Voters, then standbys.
@@ -266,7 +271,7 @@ mod tests {
             .into_iter()
             .map(|node| Voter { node, incarnation: Incarnation(u128::from(node.0)) })
             .collect();
-        Generation { number: 1, voters, k, first: false, forced: false, standbys: vec![] }
+        Generation { number: 1, voters, k, first: false, forced: false, standbys: vec![], absent: vec![] }
     }
 
     fn at(node: u16, lsn: u64) -> (NodeId, Incarnation, FlushedLsn) {
@@ -378,7 +383,8 @@ mod tests {
         fn a_generation_survives_its_bytes(voters in 1u16..=9, k in 0u8..9, first: bool, forced: bool, extra in 0u16..8) {
             prop_assume!(u16::from(k) < voters);
             let standbys = (0..extra).map(|i| Voter { node: NodeId(20 + i), incarnation: Incarnation(7) }).collect();
-            let g = Generation { first, forced, standbys, ..bound(voters, k) };
+            let absent = (0..extra / 2).map(|i| NodeId(20 + i)).collect();
+            let g = Generation { first, forced, standbys, absent, ..bound(voters, k) };
             let mut bytes = Vec::new();
             g.encode(&mut bytes);
             prop_assert_eq!(Generation::decode(&bytes), Some(g));

@@ -36,12 +36,12 @@ impl Tally {
 /// The generations that a recruit must satisfy, out of everything anybody told: the newest one known to be committed,
 /// and every one above it that may be in force. Older ones are superseded.
 pub fn binding<'a>(
-    known: impl Iterator<Item = (&'a Generation, Option<&'a PendingGeneration>)>,
+    known: impl Iterator<Item = (&'a Generation, &'a [PendingGeneration])>,
 ) -> Vec<Generation> {
     let known: Vec<_> = known.collect();
     let newest = known.iter().map(|(policy, _)| policy.number).max().unwrap_or(0);
     let committed = known.iter().map(|(policy, _)| *policy).filter(|policy| policy.number == newest);
-    let pending = known.iter().filter_map(|(_, pending)| pending.map(|p| &p.generation));
+    let pending = known.iter().flat_map(|(_, pending)| pending.iter().map(|p| &p.generation));
     let mut binding: Vec<Generation> = Vec::new();
     for generation in committed.chain(pending.filter(|generation| generation.number > newest)) {
         if !binding.contains(generation) {
@@ -100,7 +100,7 @@ mod tests {
             .iter()
             .map(|n| Voter { node: NodeId(*n), incarnation: Incarnation(u128::from(*n)) })
             .collect();
-        Generation { number, voters, k, first: false, forced: false, standbys: vec![] }
+        Generation { number, voters, k, first: false, forced: false, standbys: vec![], absent: vec![] }
     }
 
     fn report(node: u16, last_term: u64, end: u64) -> (NodeId, Report) {
@@ -112,7 +112,7 @@ mod tests {
             whole: true,
             history: History::new(),
             policy: generation(1, &[1, 2, 3], 1),
-            pending: None,
+            pending: vec![],
         };
         (NodeId(node), report)
     }
@@ -124,11 +124,13 @@ mod tests {
         let rival = generation(3, &[1, 2], 1);
         let pending =
             |g: &Generation| PendingGeneration { generation: g.clone(), start: Lsn(0), end: Lsn(1) };
-        let (p2, p3, pr) = (pending(&two), pending(&three), pending(&rival));
-        let known = [(&one, Some(&p2)), (&one, None)];
+        let (p2, p3, pr) = ([pending(&two)], [pending(&three)], [pending(&rival)]);
+        let known = [(&one, &p2[..]), (&one, &[])];
         assert_eq!(binding(known.into_iter()), [one.clone(), two.clone()]);
-        let known = [(&one, Some(&p2)), (&two, Some(&p3)), (&two, Some(&pr))];
-        assert_eq!(binding(known.into_iter()), [two.clone(), three, rival]);
+        let known = [(&one, &p2[..]), (&two, &p3[..]), (&two, &pr[..])];
+        assert_eq!(binding(known.into_iter()), [two.clone(), three.clone(), rival]);
+        let both = [pending(&two), pending(&three)];
+        assert_eq!(binding([(&one, &both[..])].into_iter()), [one, two, three], "all of them bind");
     }
 
     #[test]

@@ -51,10 +51,8 @@ impl RoleMachine {
 
     /// Standby side: acks above this position must wait (a policy record is not durable in the control file yet).
     pub fn ack_limit(&self) -> Lsn {
-        match &self.control.pending {
-            Some(pending) if self.durable < self.pending_image => pending.start,
-            _ => Lsn::MAX,
-        }
+        let unwritten = if self.durable < self.pending_image { self.pending_from } else { Lsn::MAX };
+        self.refused_from.map_or(unwritten, |from| from.min(unwritten))
     }
 
     /// Receiver side: does the history assign `frame_term` to `at`?
@@ -67,11 +65,13 @@ impl RoleMachine {
 
     /// Standby side: answers a heartbeat of `leader` in a session of `term`: true when the answer grants the lease
     /// from now on for the lease time.
-    pub fn grant(&mut self, now: Mono, leader: NodeId, term: Term) -> bool {
+    ///
+    /// `sent`: when the leader sent that heartbeat, by its own clock.
+    pub fn grant(&mut self, now: Mono, leader: NodeId, term: Term, sent: Mono) -> bool {
         let followed = self.following() == Some((leader, term));
         followed
             && self.control.status == DataStatus::Whole
-            && self.grants.grant(now, leader, term, self.config.lease)
+            && self.grants.grant(now, (leader, term), sent, self.config.lease)
     }
 
     /// Leader side: may reads and early replies be answered now?
@@ -91,7 +91,7 @@ impl RoleMachine {
     /// Leader side: the rule by which the commit index moves; `None` when this node may commit nothing.
     pub fn commit_rule(&self) -> Option<CommitRule> {
         let Phase::Leading(leading) = &self.phase else { return None };
-        if leading.suspended || (self.control.pending.is_some() && self.durable < self.pending_image) {
+        if leading.suspended || self.durable < self.pending_image {
             return None;
         }
         Some(CommitRule {

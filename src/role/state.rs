@@ -99,36 +99,117 @@ impl State {
     }
 }
 
-/// The one door: may a node that shows `from` show `to` next? Whatever is not listed is forbidden.
+/// Where a node sits in the table of moves; a cascade standby moves as a standby does.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Seat {
+    Pending,
+    Standby,
+    Primary,
+}
+
+impl Role {
+    pub fn seat(self) -> Seat {
+        match self {
+            Role::Pending => Seat::Pending,
+            Role::Standby | Role::CascadeStandby => Seat::Standby,
+            Role::Primary => Seat::Primary,
+        }
+    }
+}
+
+/// One move: from a seat and a state to a seat and a state.
+pub type Move = ((Seat, State), (Seat, State));
+
+/// Moves that the life of a cluster makes: starts, failovers, switchovers, crashes, partitions. The miniature cluster
+/// of this room's tests makes each of them, and no other.
+pub const MOVES: &[Move] = &[
+    // Starting.
+    ((Seat::Pending, State::Starting), (Seat::Pending, State::Normal)),
+    ((Seat::Pending, State::Starting), (Seat::Pending, State::WaitPromoting)),
+    ((Seat::Pending, State::Starting), (Seat::Standby, State::Catchup)),
+    ((Seat::Pending, State::Normal), (Seat::Standby, State::Catchup)),
+    ((Seat::Standby, State::Starting), (Seat::Standby, State::Catchup)),
+    ((Seat::Standby, State::Starting), (Seat::Standby, LONELY)),
+    ((Seat::Standby, State::Starting), (Seat::Standby, State::WaitPromoting)),
+    // Following.
+    ((Seat::Standby, State::Catchup), (Seat::Standby, State::Normal)),
+    ((Seat::Standby, State::Catchup), (Seat::Standby, LONELY)),
+    ((Seat::Standby, State::Normal), (Seat::Standby, State::Catchup)),
+    ((Seat::Standby, State::Normal), (Seat::Standby, LONELY)),
+    ((Seat::Standby, LONELY), (Seat::Standby, State::Catchup)),
+    // Being a candidate.
+    ((Seat::Standby, State::Catchup), (Seat::Standby, State::WaitPromoting)),
+    ((Seat::Standby, State::Normal), (Seat::Standby, State::WaitPromoting)),
+    ((Seat::Standby, LONELY), (Seat::Standby, State::WaitPromoting)),
+    ((Seat::Standby, State::WaitPromoting), (Seat::Standby, LONELY)),
+    ((Seat::Standby, State::WaitPromoting), (Seat::Standby, State::Promoting)),
+    ((Seat::Standby, State::Promoting), (Seat::Standby, LONELY)),
+    ((Seat::Pending, State::WaitPromoting), (Seat::Pending, State::Promoting)),
+    // Leading: made only out of Promoting.
+    ((Seat::Pending, State::Promoting), (Seat::Primary, State::Promoting)),
+    ((Seat::Standby, State::Promoting), (Seat::Primary, State::Promoting)),
+    ((Seat::Primary, State::Promoting), (Seat::Primary, State::Normal)),
+    ((Seat::Primary, State::Promoting), (Seat::Primary, State::WaitPromoting)),
+    ((Seat::Primary, State::Normal), (Seat::Primary, State::WaitPromoting)),
+    ((Seat::Primary, State::WaitPromoting), (Seat::Primary, State::Normal)),
+    ((Seat::Primary, State::WaitPromoting), (Seat::Primary, State::Promoting)),
+    // Stepping down: only through Demoting.
+    ((Seat::Primary, State::Promoting), (Seat::Standby, State::Demoting)),
+    ((Seat::Primary, State::Normal), (Seat::Standby, State::Demoting)),
+    ((Seat::Primary, State::WaitPromoting), (Seat::Standby, State::Demoting)),
+    ((Seat::Standby, State::Demoting), (Seat::Standby, State::Catchup)),
+    ((Seat::Standby, State::Demoting), (Seat::Standby, LONELY)),
+    ((Seat::Standby, State::Demoting), (Seat::Standby, State::Promoting)),
+];
+
+/// Moves that need a damaged or built data folder, or an operator's word at a rare moment.
+pub const RARE_MOVES: &[Move] = &[
+    ((Seat::Pending, State::Normal), (Seat::Pending, State::WaitPromoting)),
+    ((Seat::Pending, State::WaitPromoting), (Seat::Pending, State::Normal)),
+    ((Seat::Pending, State::Promoting), (Seat::Pending, State::Normal)),
+    ((Seat::Pending, State::WaitPromoting), (Seat::Standby, State::Catchup)),
+    ((Seat::Pending, State::Promoting), (Seat::Standby, State::Catchup)),
+    ((Seat::Pending, State::NeedRepair(Repair::Wal)), (Seat::Standby, State::Catchup)),
+    ((Seat::Pending, State::NeedRepair(Repair::Wal)), (Seat::Pending, State::Starting)),
+    ((Seat::Pending, State::Building), (Seat::Pending, State::Starting)),
+    ((Seat::Standby, State::NeedRepair(Repair::Wal)), (Seat::Standby, State::Catchup)),
+    ((Seat::Standby, State::NeedRepair(Repair::Wal)), (Seat::Standby, State::Starting)),
+    ((Seat::Standby, State::NeedRepair(Repair::Wal)), (Seat::Standby, State::WaitPromoting)),
+    ((Seat::Standby, LONELY), (Seat::Standby, State::Starting)),
+    ((Seat::Standby, State::Building), (Seat::Standby, State::Starting)),
+    ((Seat::Standby, State::WaitPromoting), (Seat::Standby, State::Catchup)),
+    ((Seat::Standby, State::Promoting), (Seat::Standby, State::Catchup)),
+    ((Seat::Standby, State::Demoting), (Seat::Standby, State::WaitPromoting)),
+];
+
+/// States that a node which is not primary may fall into from any other: its data or its disk is the matter.
+pub const FALLS: [State; 3] =
+    [State::Building, State::NeedRepair(Repair::Wal), State::NeedRepair(Repair::Io)];
+
+const LONELY: State = State::NeedRepair(Repair::Disconnected);
+
+/// The one door: may a node that shows `from` show `to` next? Whatever no table lists is forbidden.
 ///
 /// A primary is made only out of `Promoting`, and becomes a standby only through `Demoting`. A latched node stays
-/// latched.
+/// latched. A node keeps its kind: a standby never becomes a cascade standby without starting anew.
 pub fn allowed(from: (Role, State), to: (Role, State)) -> bool {
-    use State::*;
     if from == to {
         return true;
     }
-    let was_primary = from.0 == Role::Primary;
-    let stays = from.0 == to.0;
-    // A pending node becomes a standby when it finds a leader, and in no other way.
-    let joins = from.0 == Role::Pending && to.0 != Role::Primary;
-    match to {
-        _ if from.1 == NeedRepair(Repair::Io) => false,
-        (Role::Primary, Promoting) => from.1 == Promoting || (was_primary && from.1 == WaitPromoting),
-        (Role::Primary, Normal) => was_primary && matches!(from.1, Promoting | WaitPromoting),
-        (Role::Primary, WaitPromoting) => was_primary && matches!(from.1, Promoting | Normal),
-        (Role::Standby | Role::CascadeStandby, Demoting) => was_primary,
-        _ if was_primary => false,
-        (_, Starting) => stays && matches!(from.1, Building | NeedRepair(_)),
-        (Role::Pending, Normal) => stays && from.1 != Building,
-        (_, Normal) => stays && from.1 == Catchup,
-        (Role::Standby | Role::CascadeStandby, Catchup) => (stays || joins) && from.1 != Building,
-        (_, NeedRepair(Repair::Wal)) => stays || joins,
-        (_, NeedRepair(_) | Building) => stays,
-        (_, WaitPromoting) => stays && from.1 != Building,
-        (_, Promoting) => stays && matches!(from.1, WaitPromoting | Demoting),
-        _ => false,
+    let (seats, states) = ((from.0.seat(), to.0.seat()), (from.1, to.1));
+    let kind = |role| matches!(role, Role::CascadeStandby);
+    if seats == (Seat::Standby, Seat::Standby) && kind(from.0) != kind(to.0) {
+        return false;
     }
+    if states.0 == State::NeedRepair(Repair::Io) {
+        return false;
+    }
+    let same = seats.0 == seats.1 || seats == (Seat::Pending, Seat::Standby);
+    if FALLS.contains(&states.1) && seats.0 != Seat::Primary && same {
+        return true;
+    }
+    let step = ((seats.0, states.0), (seats.1, states.1));
+    MOVES.contains(&step) || RARE_MOVES.contains(&step)
 }
 
 #[cfg(test)]

@@ -247,6 +247,18 @@ impl Cluster {
         Some(receiver)
     }
 
+    /// Does something with a running node; its loop takes a turn afterwards.
+    pub fn with_node(&mut self, node: u16, act: impl FnOnce(&mut Node<SimSeam>)) {
+        let machine = &mut self.machines[usize::from(node) - 1];
+        let host = machine.host;
+        let _told = watch::node(node, self.world.now());
+        if let Some(running) = &mut machine.node {
+            act(running);
+            let now = self.world.local_now(host);
+            self.world.wake_at(host, Some(now));
+        }
+    }
+
     /// Asks a node and runs the world until it answers; `None` when it does not within `patience`.
     pub fn admin(&mut self, node: u16, verb: Verb, patience: Duration) -> Option<Response> {
         let receiver = self.order(node, verb)?;

@@ -9,6 +9,7 @@ mod planted;
 mod run;
 mod seeds;
 mod storm;
+mod switchover;
 mod watch;
 
 use std::time::Duration;

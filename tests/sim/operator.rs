@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use baton::admin::{Failover, Verb};
-use baton::base::{Mono, Prng};
+use baton::base::{Mono, NodeId, Prng};
 use baton::node::StartRole;
+use baton::role::Command;
 
 use super::cluster::Cluster;
 
@@ -24,6 +25,7 @@ pub struct Operator {
     /// A script plays the operator for now.
     pub aside: bool,
     pub failovers: u64,
+    pub switchovers: u64,
     pub restarts: u64,
 }
 
@@ -38,6 +40,7 @@ impl Operator {
             calm: false,
             aside: false,
             failovers: 0,
+            switchovers: 0,
             restarts: 0,
         }
     }
@@ -52,7 +55,7 @@ impl Operator {
         let serving = self.serving(cluster);
         if serving.is_some() {
             self.gone_since = None;
-            if !self.calm && self.rng.chance(0.002) {
+            if !self.calm && self.rng.chance(0.004) {
                 self.meddle(cluster);
             }
             return;
@@ -78,6 +81,15 @@ impl Operator {
     fn meddle(&mut self, cluster: &mut Cluster) {
         let up = up(cluster);
         let node = up[self.rng.below(up.len() as u64) as usize];
+        if self.rng.chance(0.6) {
+            // What comes of it is judged by what the clients saw.
+            let to = self.rng.chance(0.5).then(|| NodeId(up[self.rng.below(up.len() as u64) as usize]));
+            let timeout = Duration::from_millis(self.rng.between(100, 3_000));
+            let command = Command::Switchover { to, dry_run: self.rng.chance(0.1), timeout };
+            cluster.with_node(node, |running| running.ask_role(command, Box::new(|_| {})));
+            self.switchovers += 1;
+            return;
+        }
         let wish = Failover {
             force: self.rng.chance(0.6),
             dry_run: self.rng.chance(0.1),

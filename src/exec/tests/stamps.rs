@@ -6,8 +6,8 @@ use crate::base::limits::{
     KEY_BYTES_MAX, QUEUED_COMMANDS_MAX, REPLY_BYTES_MAX, VALUE_BYTES_MAX, WATCHED_KEYS_MAX,
 };
 use crate::base::planted::{Bug, plant};
-use crate::base::{ShardId, Stamp};
-use crate::exec::{Mode, Outcome, Writes, errors, expire_cycle, table};
+use crate::base::{Lsn, ShardId, Stamp};
+use crate::exec::{LsnRequest, Mode, Outcome, RoleRequest, Writes, errors, expire_cycle, table};
 use crate::record::key::{Meta, ValueType, meta_key};
 use crate::record::{Record, RecordReader};
 use crate::resp::{OwnedArgs, RequestLimits};
@@ -468,4 +468,33 @@ fn every_command_is_found_in_any_case() {
     }
     assert_eq!(table::find(b""), None);
     assert_eq!(table::find(&[b'a'; 1000]), None);
+}
+
+#[test]
+fn positions_and_role_commands_are_handed_to_the_node() {
+    let mut world = World::new();
+    assert_eq!(world.run(1, &words("BATON.LSN")).1, Outcome::Lsn(LsnRequest::Own { stamp: NOTHING }));
+    world.send(1, &words("SET a 1"));
+    let (reply, outcome) = world.run(1, &words("BATON.LSN"));
+    assert_eq!(outcome, Outcome::Lsn(LsnRequest::Own { stamp: Stamp(1) }));
+    assert!(reply.is_empty(), "the node answers when the position is known");
+    let applied = LsnRequest::Applied { lsn: Lsn((1 << 32) + 16), timeout_ms: 50 };
+    assert_eq!(world.run(1, &words("BATON.WAITLSN 1/10 50")).1, Outcome::Lsn(applied));
+    let role = |request| Outcome::Role(request);
+    assert_eq!(world.run(1, &words("REPLICAOF no ONE")).1, role(RoleRequest::Promote));
+    assert_eq!(world.run(1, &words("FAILOVER ABORT")).1, role(RoleRequest::Abort));
+    let to = Some(("127.0.0.1".to_string(), 7001));
+    let failover = RoleRequest::Failover { to, timeout_ms: 5 };
+    assert_eq!(world.run(1, &words("FAILOVER TIMEOUT 5 TO 127.0.0.1 7001")).1, role(failover));
+}
+
+#[test]
+fn a_ping_speaks_for_no_data_and_a_transaction_with_data_does() {
+    let mut world = World::new();
+    world.send(1, &words("PING"));
+    assert!(!world.sessions[&1].touched_data());
+    for line in ["MULTI", "PING", "GET a", "EXEC"] {
+        world.send(1, &words(line));
+    }
+    assert!(world.sessions[&1].touched_data(), "the PING in it does not hide the GET");
 }

@@ -85,7 +85,7 @@ impl Host for NodeView<'_> {
         self.node.acked
     }
     fn extension(&mut self, _: &mut Session, args: Args<'_>, reply: &mut Reply<'_>) -> bool {
-        let known = args.at(0).eq_ignore_ascii_case(b"BATON.LSN");
+        let known = args.at(0).eq_ignore_ascii_case(b"BATON.PROBE");
         if known {
             reply.bulk(b"0/1000");
         }

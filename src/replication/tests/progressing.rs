@@ -25,6 +25,7 @@ fn generation(number: u64, nodes: &[u16], k: u8) -> Generation {
         first: false,
         forced: false,
         standbys: Vec::new(),
+        absent: Vec::new(),
     }
 }
 

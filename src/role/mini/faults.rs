@@ -1,8 +1,10 @@
 //! Crashes, wiped disks, partitions, operators, and the calm after them.
 
+use std::time::Duration;
+
 use super::{Event, MS, World, fresh};
 use crate::base::{Incarnation, Lsn, NodeId};
-use crate::role::input::Command;
+use crate::role::input::{Command, PolicyChange};
 use crate::role::machine::RoleMachine;
 use crate::role::policy::{Generation, SyncPolicy};
 use crate::role::state::State;
@@ -34,7 +36,7 @@ impl World {
         n.writing.clear();
         n.acks.clear();
         n.waiting.clear();
-        (n.pulling, n.serving, n.led, n.session) = (None, false, None, None);
+        (n.pulling, n.serving, n.held, n.led, n.session) = (None, false, false, None, None);
         for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
             if !self.cut[node][peer] {
                 self.soon(Event::PeerDown { node: peer, peer: node, process_gone: true });
@@ -90,19 +92,56 @@ impl World {
             _ => {
                 let force = self.rng.chance(0.3);
                 let alone = self.plan.lossy && self.rng.chance(0.3);
-                let command = if self.rng.chance(0.3) {
+                if self.plan.changes && self.rng.chance(0.5) {
+                    return self.change_policy();
+                }
+                let command = if self.rng.chance(if self.plan.duels { 0.1 } else { 0.4 }) {
+                    let to = self.rng.chance(0.5).then(|| self.nodes[node].id);
+                    let timeout = Duration::from_millis(self.rng.between(50, 3000));
+                    Command::Switchover { to, dry_run: self.rng.chance(0.1), timeout }
+                } else if self.rng.chance(0.3) {
                     Command::RequestPrimary { alone, force }
                 } else {
                     Command::Failover { dry_run: self.rng.chance(0.1), alone, force }
                 };
+                let node = self.rng.below(self.nodes.len() as u64) as usize;
                 if self.nodes[node].machine.is_some() {
-                    self.command(node, command);
+                    self.command(node, command.clone());
                 }
                 let rival = (node + 1) % self.nodes.len();
                 if self.plan.duels && self.nodes[rival].machine.is_some() {
                     self.command(rival, command);
                 }
             }
+        }
+    }
+
+    /// Some voters, some copies; most often what a running cluster would be asked for.
+    fn change_policy(&mut self) {
+        let leader = self.nodes.iter().position(|n| n.machine.as_ref().is_some_and(RoleMachine::serving));
+        let Some(node) = leader else { return };
+        let mut voters = vec![self.nodes[node].id];
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            if self.rng.chance(0.6) {
+                voters.push(self.nodes[other].id);
+            }
+        }
+        // With one copy only, a dead disk loses what was acknowledged: that is asked for when losses are looked for.
+        let most = voters.len() as u64 - 1;
+        let k = self.rng.between(most.min(1), most.min(2)) as u8;
+        let wanted = PolicyChange {
+            expected_generation: 0,
+            voters,
+            k,
+            first: self.rng.chance(0.2),
+            force: self.rng.chance(0.1),
+            dry_run: self.rng.chance(0.05),
+        };
+        self.command(node, Command::ChangePolicy(wanted));
+        if self.rng.chance(0.4) {
+            self.crash(node);
+            let pause = self.rng.between(500, 3000);
+            self.at(pause, Event::Restart { node });
         }
     }
 

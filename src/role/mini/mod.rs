@@ -4,17 +4,23 @@
 mod faults;
 mod net;
 mod oracle;
+mod policies;
 mod stories;
+mod switchovers;
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::base::{ClusterId, CommittedLsn, FlushedLsn, Incarnation, Lsn, Mono, NodeId, Prng, Term};
 use crate::role::control::{self, ControlCopy, ControlState, DataStatus};
 use crate::role::input::{Command, CommandResult, Effect, Input, LogView};
-use crate::role::machine::{RoleConfig, RoleMachine};
+use crate::role::machine::{RoleConfig, RoleMachine, Traits};
 use crate::role::policy::{Generation, SyncPolicy};
+use crate::role::state::{Role, State};
+
+/// What a node shows.
+type Shown = (Role, State);
 
 const MS: u64 = 1_000_000;
 const LEASE: Duration = Duration::from_millis(1000);
@@ -53,6 +59,7 @@ enum Event {
     Client,
     Fault,
     Restart { node: usize },
+    Store { node: usize, run: u64, ticket: u64, policy: Box<(Generation, Option<Generation>)> },
 }
 
 struct Pulling {
@@ -75,6 +82,9 @@ struct Node {
     writing: VecDeque<(ControlState, Vec<ControlCopy>)>,
     stopped: bool,
     serving: bool,
+    /// No client write begins.
+    held: bool,
+    shown: Shown,
     acks: BTreeMap<NodeId, (Incarnation, Lsn)>,
     led: Option<Term>,
     /// The session in which data was last accepted, and the newest heartbeat in it.
@@ -92,6 +102,10 @@ struct Plan {
     pub lossy: bool,
     /// Operators ask two nodes at once.
     pub duels: bool,
+    /// Operators change the policy, and silent voters lose their vote for a while.
+    pub changes: bool,
+    /// A control store is told of the policy, and recruits read it.
+    pub store: bool,
     pub fault_ms: u64,
 }
 
@@ -108,6 +122,12 @@ struct World {
     next_payload: u64,
     next_op: u64,
     wiped: bool,
+    pub traits: BTreeMap<NodeId, Traits>,
+    /// Writes whose clients were told that the outcome is unknown.
+    pub in_doubt: usize,
+    /// Shown moves that were made.
+    pub moves: BTreeSet<(Shown, Shown)>,
+    pub store: Option<(Generation, Option<Generation>)>,
     /// Commands not answered yet: where, in which run, since when.
     asked: BTreeMap<u64, (usize, u64, Mono)>,
     committed: Vec<(Term, u64)>,
@@ -142,6 +162,8 @@ impl World {
                     writing: VecDeque::new(),
                     stopped: false,
                     serving: false,
+                    held: false,
+                    shown: (Role::Pending, State::Starting),
                     acks: BTreeMap::new(),
                     led: None,
                     session: None,
@@ -164,6 +186,10 @@ impl World {
             next_payload: 0,
             next_op: 0,
             wiped: false,
+            traits: BTreeMap::new(),
+            in_doubt: 0,
+            moves: BTreeSet::new(),
+            store: None,
             asked: BTreeMap::new(),
             committed: Vec::new(),
             acked: 0,
@@ -230,6 +256,10 @@ impl World {
             Event::Flush { node, run, upto } if alive(self, node, run) => {
                 let n = &mut self.nodes[node];
                 n.flushed = n.flushed.max(upto.min(n.log.len()));
+                let awaited = n.machine.as_ref().and_then(RoleMachine::flush_awaited);
+                if awaited.is_some_and(|end| end.0 as usize <= n.flushed) {
+                    self.input(node, Input::CommitMoved);
+                }
                 self.after_flush(node);
             }
             Event::Drain { node, run, ticket } if alive(self, node, run) => {
@@ -265,6 +295,9 @@ impl World {
                 self.fault();
                 let pause = self.rng.between(50, self.plan.fault_ms);
                 self.at(pause, Event::Fault);
+            }
+            Event::Store { node, run, ticket, policy } if alive(self, node, run) => {
+                self.store_policy(node, ticket, *policy);
             }
             Event::Restart { node } if self.nodes[node].machine.is_none() => self.start(node),
             _ => {}
@@ -339,10 +372,15 @@ impl World {
                 self.served += 1;
                 self.check_complete(node);
             }
-            Effect::HoldClients { .. } => self.nodes[node].serving = false,
+            Effect::HoldClients { .. } => {
+                // What is committed is answered first.
+                self.release(node);
+                self.nodes[node].serving = false;
+            }
             Effect::Demote { .. } => {
                 let n = &mut self.nodes[node];
-                (n.serving, n.led) = (false, None);
+                (n.serving, n.held, n.led) = (false, false, None);
+                self.in_doubt += n.waiting.len();
                 n.waiting.clear();
             }
             Effect::Follow { .. } => {
@@ -369,7 +407,23 @@ impl World {
                 }
                 self.replies.push((op, result));
             }
-            Effect::Changed { .. } | Effect::Evidence(_) | Effect::Latch { .. } => {}
+            Effect::Changed { role, state } => {
+                let from = std::mem::replace(&mut self.nodes[node].shown, (role, state));
+                self.moves.insert((from, (role, state)));
+            }
+            Effect::Evidence(_) | Effect::Latch { .. } => {}
+            Effect::HoldWrites { ticket, .. } => {
+                self.nodes[node].held = true;
+                return Some(Input::WritesHeld { ticket });
+            }
+            Effect::ResumeWrites => self.nodes[node].held = false,
+            Effect::AppendPolicy { ticket, generation } => {
+                return Some(self.append_policy(node, ticket, &generation));
+            }
+            Effect::StorePolicy { ticket, policy, pending } => {
+                let policy = Box::new((*policy, pending.map(|pending| *pending)));
+                self.soon(Event::Store { node, run, ticket, policy });
+            }
         }
         None
     }
@@ -389,6 +443,37 @@ impl World {
         let end = Lsn(self.nodes[node].log.len() as u64);
         assert_eq!(start.previous_end, Lsn(first as u64));
         Input::TermAppended { start: Lsn(first as u64), end }
+    }
+
+    fn append_policy(&mut self, node: usize, ticket: u64, bytes: &[u8]) -> Input {
+        let machine = self.nodes[node].machine.as_ref().expect("it is up");
+        let term = machine.leading().expect("only a leader appends a policy");
+        let generation = Generation::decode(bytes).expect("the machine encodes sound generations");
+        let start = Lsn(self.nodes[node].log.len() as u64);
+        self.append(node, term, Some((generation, start)));
+        Input::PolicyRecorded { ticket, start, end: Lsn(start.0 + 1) }
+    }
+
+    /// The control store takes a policy unless it holds a newer one; sometimes the answer is lost.
+    fn store_policy(&mut self, node: usize, ticket: u64, policy: (Generation, Option<Generation>)) {
+        let newer = self.store.as_ref().is_some_and(|(held, _)| held.number > policy.0.number);
+        let flaky = !self.calm;
+        let stored = !newer && !(flaky && self.rng.chance(0.05));
+        if stored {
+            self.store = Some(policy);
+        }
+        if !(flaky && self.rng.chance(0.05)) {
+            self.input(node, Input::StoreAnswered { ticket, stored });
+        }
+    }
+
+    /// A node reads the store before it may recruit.
+    fn tell_store(&mut self, node: usize) {
+        if let Some((policy, pending)) = self.store.clone()
+            && self.nodes[node].machine.is_some()
+        {
+            self.input(node, Input::StoreTold { policy, pending });
+        }
     }
 
     fn append(&mut self, node: usize, term: Term, policy: Option<(Generation, Lsn)>) {
@@ -433,9 +518,8 @@ impl World {
         let n = &self.nodes[node];
         let leading = n.machine.as_ref().filter(|machine| machine.serving()).and_then(RoleMachine::leading);
         self.check_read(node);
-        let Some(term) = leading.filter(|_| self.nodes[node].serving && !self.nodes[node].stopped) else {
-            return;
-        };
+        let n = &self.nodes[node];
+        let Some(term) = leading.filter(|_| n.serving && !n.stopped && !n.held) else { return };
         if self.nodes[node].waiting.len() < 8 {
             self.append(node, term, None);
             let end = self.nodes[node].log.len();
@@ -448,6 +532,7 @@ impl World {
         self.next_op += 1;
         let op = self.next_op;
         self.asked.insert(op, (node, self.nodes[node].run, self.now));
+        self.tell_store(node);
         self.input(node, Input::Command { op, command });
         op
     }
@@ -471,9 +556,19 @@ impl World {
         n.copies = [chosen.state.encode(), chosen.state.encode()];
         n.run += 1;
         let peers = (1..=self.plan.nodes).map(NodeId).filter(|id| *id != n.id).collect();
-        let config = RoleConfig { peers, cascade: false, lease: LEASE, seed };
-        n.machine = Some(RoleMachine::new(config, chosen.state, self.now));
-        (n.stopped, n.serving, n.led, n.session) = (false, false, None, None);
+        let config = RoleConfig {
+            peers,
+            cascade: false,
+            lease: LEASE,
+            traits: self.traits.clone(),
+            voter_timeout: self.plan.changes.then_some(Duration::from_millis(1800)),
+            store: self.plan.store,
+            seed,
+        };
+        let machine = RoleMachine::new(config, chosen.state, self.now);
+        n.shown = (machine.role(), machine.state());
+        n.machine = Some(machine);
+        (n.stopped, n.serving, n.held, n.led, n.session) = (false, false, false, None, None);
         let run = n.run;
         let records: Vec<_> = n
             .log
@@ -486,6 +581,7 @@ impl World {
         }
         self.at(0, Event::Tick { node, run });
         self.at(0, Event::Heartbeat { node, run });
+        self.tell_store(node);
         for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
             self.soon(Event::PeerUp { node, peer });
             self.soon(Event::PeerUp { node: peer, peer: node });

@@ -112,7 +112,7 @@ impl World {
             _ => return,
         }
         n.session = Some((leader, term));
-        let granted = machine.grant(self.now, leader, term);
+        let granted = machine.grant(self.now, leader, term, sent);
         let have = n.log.len();
         if start <= have {
             for (i, entry) in entries.iter().enumerate().take(have - start) {

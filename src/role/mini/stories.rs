@@ -6,7 +6,18 @@ use crate::role::machine::RoleMachine;
 use crate::role::state::{Role, State};
 
 fn world(nodes: u16) -> World {
-    World::new(11, Plan { nodes, wipes: false, lossy: false, duels: false, fault_ms: 1000 })
+    World::new(
+        11,
+        Plan {
+            nodes,
+            wipes: false,
+            lossy: false,
+            duels: false,
+            changes: false,
+            store: false,
+            fault_ms: 1000,
+        },
+    )
 }
 
 const REQUEST: Command = Command::RequestPrimary { alone: false, force: false };
@@ -161,8 +172,9 @@ fn a_wiped_voter_cannot_vote_away_what_it_held() {
         assert!(matches!(answer(&world, op), Some(Err(_))), "node {} {:?}", node + 1, answer(&world, op));
     }
     world.start(0);
-    pass(&mut world, 1500);
-    let op = world.command(2, FAILOVER);
+    pass(&mut world, 4500);
+    assert!(machine(&world, 0).serving(), "who led last asks by itself\n{}", world.describe());
+    let op = world.command(2, Command::Failover { dry_run: false, alone: false, force: true });
     pass(&mut world, 3000);
     assert!(matches!(answer(&world, op), Some(Ok(Done::Primary { .. }))), "{}", world.describe());
 }

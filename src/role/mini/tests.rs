@@ -1,7 +1,10 @@
 //! Seeded runs of the mini cluster, healthy and with planted bugs.
 
+use std::collections::BTreeSet;
+
 use super::{Plan, run};
 use crate::base::planted::{Bug, plant};
+use crate::role::state::{MOVES, RARE_MOVES, Role, State};
 
 fn plan(seed: u64) -> Plan {
     let nodes = [3, 3, 3, 2, 5, 1, 4][(seed % 7) as usize];
@@ -10,6 +13,8 @@ fn plan(seed: u64) -> Plan {
         wipes: seed.is_multiple_of(3),
         lossy: false,
         duels: seed % 4 == 3,
+        changes: !seed.is_multiple_of(3) && seed.is_multiple_of(2),
+        store: seed.is_multiple_of(4),
         fault_ms: [400, 1500][(seed / 7 % 2) as usize],
     }
 }
@@ -22,14 +27,26 @@ fn seeds() -> u64 {
 fn nothing_committed_is_lost_and_the_cluster_recovers() {
     let one = std::env::var("ROLE_SEED").ok().and_then(|n| n.parse::<u64>().ok());
     let range = one.map_or(0..seeds(), |seed| seed..seed + 1);
-    let mut served = 0;
+    let (mut served, mut moves) = (0, BTreeSet::new());
     for seed in range {
-        match std::panic::catch_unwind(|| run(seed, plan(seed)).map(|world| world.served)) {
-            Ok(Ok(changes)) => served += changes,
+        match std::panic::catch_unwind(|| run(seed, plan(seed))) {
+            Ok(Ok(world)) => {
+                served += world.served;
+                moves.extend(world.moves);
+            }
             Ok(Err(text)) => panic!("ROLE_SEED={seed}: {text}"),
             Err(_) => panic!("ROLE_SEED={seed}: an assertion stopped a node"),
         }
     }
+    // Every move that was made is in the table (the machine itself would have stopped), and nothing is in the table
+    // that no run makes.
+    let seat = |(role, state): (Role, State)| (role.seat(), state);
+    let made: BTreeSet<_> = moves.into_iter().map(|(from, to)| (seat(from), seat(to))).collect();
+    let never: Vec<_> = MOVES.iter().filter(|step| !made.contains(step)).collect();
+    let unlisted: Vec<_> = made.iter().filter(|step| !MOVES.contains(step)).collect();
+    let unexpected = unlisted.iter().filter(|step| !RARE_MOVES.contains(step)).count();
+    assert_eq!(unexpected, 0, "{unlisted:?}");
+    assert!(one.is_some() || seeds() < 300 || never.is_empty(), "never made: {never:?}");
     assert!(one.is_some() || served as u64 > seeds() * 2, "leaders changed {served} times only");
 }
 
@@ -54,6 +71,8 @@ enum Shows {
     UnsafeWhenWiped,
     /// An oracle sees it soonest when operators ask two nodes at once.
     UnsafeInDuels,
+    /// An oracle sees it soonest in a cluster of four whose policy changes and whose recruits read a store.
+    UnsafeWithStore,
     /// The cluster never recovers, or the machine's own assertions stop it first.
     Stuck,
 }
@@ -71,6 +90,11 @@ fn finds(bug: Bug, shows: Shows) {
         }
         if shows == Shows::UnsafeInDuels {
             (plan.duels, plan.nodes) = (true, 3);
+            (plan.changes, plan.store) = (false, false);
+        }
+        if shows == Shows::UnsafeWithStore {
+            (plan.wipes, plan.nodes) = (false, 4);
+            (plan.changes, plan.store) = (true, true);
         }
         let outcome = std::panic::catch_unwind(|| run(seed, plan).map(|_| ()));
         match outcome {
@@ -105,5 +129,6 @@ finds! {
     finds_reads_without_a_lease: ReadWithoutLease, Unsafe;
     finds_service_before_the_term_starts: ServeBeforeTermStartCommits, Unsafe;
     finds_a_promoted_laggard: PromoteTheLaggard, Unsafe;
+    finds_a_policy_published_too_early: PublishPolicyInWrongOrder, UnsafeWithStore;
     finds_a_cut_below_the_known_commit: TruncateBelowKnownCommit, UnsafeWhenForced;
 }

@@ -1,0 +1,424 @@
+//! Changes of the policy at run time (`protocol` 4): a generation is a log record, and from its append to its commit
+//! the one before it must be satisfied as well.
+//!
+//! One change at a time, ordered by an operator or by the voter time-out. With a control store, the store is told of a
+//! change that makes commits easier before the record exists, and of the outcome after the commit (`protocol` 4.2): a
+//! recruit that believes the store never asks for less than the log may need.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::control::DataStatus;
+use super::input::{CommandResult, Done, Effect, Evidence, LogView, PolicyChange, Refusal};
+use super::machine::{COMMAND_MAX, Phase, RoleMachine, Work};
+use super::message::{LeaderSeen, Report, RoleMessage};
+use super::policy::{Generation, PendingGeneration, Voter};
+use crate::base::limits::{SWITCHOVER_LAG_BYTES_MAX, VOTERS_MAX};
+use crate::base::planted::{Bug, planted};
+use crate::base::{Lsn, Mono, NodeId};
+
+const ASK_MAX: Duration = Duration::from_millis(600);
+const AGAIN: Duration = Duration::from_millis(150);
+/// How often a leader looks for voters that are silent, and for absent ones that are back.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What the control store holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub policy: Generation,
+    pub pending: Vec<PendingGeneration>,
+}
+
+impl Stored {
+    pub fn new(policy: Generation, pending: Option<Generation>) -> Stored {
+        let at = |generation| PendingGeneration { generation, start: Lsn::ZERO, end: Lsn(1) };
+        Stored { policy, pending: pending.into_iter().map(at).collect() }
+    }
+}
+
+/// A change of policy under way on its primary.
+#[derive(Debug)]
+pub(super) struct Change {
+    /// `None`: the voter time-out asks.
+    op: Option<u64>,
+    wanted: PolicyChange,
+    /// Voters that lose their vote only until they are back.
+    absent: Vec<NodeId>,
+    deadline: Mono,
+    attempt: u64,
+    reports: BTreeMap<NodeId, (Report, Option<LeaderSeen>)>,
+    /// The generation that is wanted, once it is known to be possible.
+    next: Option<Generation>,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    Ask { until: Mono, again: Mono },
+    StoreBefore { ticket: u64, answer: Option<bool> },
+    Append { ticket: u64 },
+    Commit,
+    StoreAfter { ticket: u64, answer: Option<bool> },
+}
+
+enum Step {
+    Stay,
+    Moved,
+    Over(CommandResult),
+}
+
+impl RoleMachine {
+    /// The number of the policy generation that is being put into force by a command or by the voter time-out.
+    pub fn changing_policy(&self) -> Option<u64> {
+        let change = self.change.as_ref()?;
+        Some(change.next.as_ref().map_or(self.newest().number + 1, |next| next.number))
+    }
+
+    pub(super) fn change_policy(&mut self, now: Mono, op: u64, wanted: PolicyChange, out: &mut Vec<Effect>) {
+        if let Err(refusal) = self.begin_change(now, Some(op), wanted, Vec::new()) {
+            out.push(Effect::Reply { op, result: Err(refusal) });
+        }
+    }
+
+    fn begin_change(
+        &mut self,
+        now: Mono,
+        op: Option<u64>,
+        wanted: PolicyChange,
+        absent: Vec<NodeId>,
+    ) -> Result<(), Refusal> {
+        let Phase::Leading(leading) = &self.phase else {
+            return Err(Refusal::NotPrimary { leader: self.following().map(|(leader, _)| leader) });
+        };
+        let ready = leading.served && !leading.held && !leading.suspended && matches!(self.work, Work::None);
+        if !ready || self.change.is_some() || self.switch.is_some() {
+            return Err(Refusal::Busy);
+        }
+        if let Some(pending) = self.control.pending.last() {
+            return Err(Refusal::ChangePending { generation: pending.generation.number });
+        }
+        let found = self.newest().number;
+        if wanted.expected_generation != 0 && wanted.expected_generation != found {
+            return Err(Refusal::StaleGeneration { expected: wanted.expected_generation, found });
+        }
+        self.check_shape(&wanted)?;
+        let attempt = self.rng.next_u64();
+        self.change = Some(Box::new(Change {
+            op,
+            wanted,
+            absent,
+            deadline: now + COMMAND_MAX,
+            attempt,
+            reports: BTreeMap::new(),
+            next: None,
+            stage: Stage::Ask { until: now + ASK_MAX, again: now },
+        }));
+        Ok(())
+    }
+
+    /// What can be said of a change without asking anybody.
+    fn check_shape(&self, wanted: &PolicyChange) -> Result<(), Refusal> {
+        let bad = |reason| Err(Refusal::BadPolicy { reason });
+        let policy = &self.control.policy;
+        let mut voters = wanted.voters.clone();
+        voters.sort_unstable();
+        voters.dedup();
+        if voters.len() != wanted.voters.len() || !(1..=VOTERS_MAX).contains(&voters.len()) {
+            return bad("it needs one to nine different voters");
+        }
+        if usize::from(wanted.k) >= voters.len() {
+            return bad(
+                "it must ask for fewer copies besides the leader's than it has other voters, or as many",
+            );
+        }
+        if policy.is_seed() {
+            return bad("the first generation is not committed yet: wait for it");
+        }
+        if voters.iter().any(|node| !policy.members().any(|member| member.node == *node)) {
+            return bad("it names a node that is no member: add it to the cluster first");
+        }
+        if !voters.contains(&self.control.node) {
+            return bad("the primary is no voter in it: switch over to one of its voters first");
+        }
+        if wanted.k < policy.k && !self.config.store && !wanted.force {
+            return bad(
+                "it asks for fewer copies, so that a failover without this node may lose what is acknowledged from \
+                 now on: without a control store that needs force",
+            );
+        }
+        Ok(())
+    }
+
+    pub(super) fn change_reported(
+        &mut self,
+        from: NodeId,
+        attempt: u64,
+        leader: Option<LeaderSeen>,
+        report: &Report,
+    ) {
+        if let Some(change) = &mut self.change
+            && change.attempt == attempt
+        {
+            change.reports.insert(from, (report.clone(), leader));
+        }
+    }
+
+    pub(super) fn advance_change(&mut self, now: Mono, log: &LogView, out: &mut Vec<Effect>) -> bool {
+        let Some(mut change) = self.change.take() else { return false };
+        let step = self.change_step(now, log, &mut change, out);
+        let moved = !matches!(step, Step::Stay);
+        match step {
+            Step::Stay | Step::Moved => self.change = Some(change),
+            Step::Over(result) => {
+                if let Ok(Done::PolicyChanged { evidence, .. }) = &result {
+                    out.push(Effect::Evidence(evidence.clone()));
+                }
+                out.extend(change.op.map(|op| Effect::Reply { op, result }));
+            }
+        }
+        moved
+    }
+
+    fn change_step(&mut self, now: Mono, log: &LogView, c: &mut Change, out: &mut Vec<Effect>) -> Step {
+        let leads = matches!(&self.phase, Phase::Leading(l) if !l.suspended);
+        match c.stage {
+            Stage::Ask { .. } | Stage::StoreBefore { .. } if !leads => {
+                Step::Over(Err(Refusal::Superseded { term: self.control.promised }))
+            }
+            Stage::Ask { until, again } => self.change_ask(now, log, c, (until, again), out),
+            Stage::StoreBefore { answer: Some(true), .. } => self.change_append(c, out),
+            Stage::StoreBefore { answer: Some(false), .. } => Step::Over(Err(Refusal::BadPolicy {
+                reason: "the control store did not take it: nothing was changed in the log",
+            })),
+            Stage::Commit if c.next.as_ref().is_some_and(|next| self.control.policy == *next) => {
+                if !self.config.store || planted(Bug::PublishPolicyInWrongOrder) {
+                    return self.changed(c);
+                }
+                let ticket = self.ticket();
+                let policy = Box::new(self.control.policy.clone());
+                out.push(Effect::StorePolicy { ticket, policy, pending: None });
+                c.stage = Stage::StoreAfter { ticket, answer: None };
+                Step::Moved
+            }
+            Stage::StoreAfter { answer: Some(_), .. } => self.changed(c),
+            _ if now >= c.deadline => Step::Over(Err(Refusal::Timeout {
+                stage: match c.stage {
+                    Stage::Ask { .. } => "the voters' answers; nothing was changed",
+                    Stage::StoreBefore { .. } => "the control store; nothing was changed in the log",
+                    Stage::Append { .. } | Stage::Commit => {
+                        "the commit of the generation; it is in the log and may still be committed"
+                    }
+                    Stage::StoreAfter { .. } => "the control store; the generation is in force",
+                },
+            })),
+            _ => Step::Stay,
+        }
+    }
+
+    fn changed(&self, c: &Change) -> Step {
+        let next = c.next.as_ref().expect("it is in force");
+        let evidence = Evidence::new("policy changed")
+            .with("generation", next.number)
+            .with("voters", next.voters.len())
+            .with("copies besides the leader's", next.k);
+        Step::Over(Ok(Done::PolicyChanged { generation: next.number, evidence }))
+    }
+
+    fn change_ask(
+        &mut self,
+        now: Mono,
+        log: &LogView,
+        c: &mut Change,
+        (until, again): (Mono, Mono),
+        out: &mut Vec<Effect>,
+    ) -> Step {
+        let silent = |node: &NodeId| !c.reports.contains_key(node) && !self.gone.contains(node);
+        let missing: Vec<NodeId> =
+            c.wanted.voters.iter().copied().filter(|n| *n != self.control.node && silent(n)).collect();
+        if !missing.is_empty() && now < until {
+            if now >= again {
+                let message = RoleMessage::Dry { attempt: c.attempt };
+                out.extend(missing.into_iter().map(|to| Effect::Send { to, message: message.clone() }));
+                c.stage = Stage::Ask { until, again: now + AGAIN };
+            }
+            return Step::Stay;
+        }
+        let next = match self.judge_change(now, log, c) {
+            Ok(next) => next,
+            Err(refusal) => return Step::Over(Err(refusal)),
+        };
+        if c.wanted.dry_run {
+            let evidence = Evidence::new("policy change")
+                .with("generation", next.number)
+                .with("voters", next.voters.len())
+                .with("answering", c.reports.len() + 1)
+                .with("copies besides the leader's", next.k);
+            return Step::Over(Ok(Done::Would { evidence }));
+        }
+        let old = &self.control.policy;
+        let joins = next.voters.iter().any(|voter| !old.voters.contains(voter));
+        let easier = joins || next.k < old.k;
+        c.next = Some(next.clone());
+        let wrong = planted(Bug::PublishPolicyInWrongOrder);
+        if !self.config.store || (!easier && !wrong) {
+            return self.change_append(c, out);
+        }
+        let (policy, pending) = if wrong { (next, None) } else { (old.clone(), Some(Box::new(next))) };
+        let ticket = self.ticket();
+        out.push(Effect::StorePolicy { ticket, policy: Box::new(policy), pending });
+        c.stage = Stage::StoreBefore { ticket, answer: None };
+        Step::Moved
+    }
+
+    /// The generation that was asked for, or why it cannot be.
+    fn judge_change(&self, now: Mono, log: &LogView, c: &Change) -> Result<Generation, Refusal> {
+        let bad = |reason| Err(Refusal::BadPolicy { reason });
+        let old = &self.control.policy;
+        let me = Voter { node: self.control.node, incarnation: self.control.incarnation };
+        let mut voters = Vec::new();
+        let mut live = 0;
+        for node in &c.wanted.voters {
+            let listed = old.voters.iter().find(|voter| voter.node == *node).copied();
+            let told = c.reports.get(node);
+            let follows = |leader: &Option<LeaderSeen>| leader.is_some_and(|seen| seen.node == me.node);
+            let fit = told.filter(|(report, leader)| {
+                let behind = log.end.0.saturating_sub(report.end.0);
+                report.whole && follows(leader) && behind <= SWITCHOVER_LAG_BYTES_MAX
+            });
+            let voter = match (listed, fit) {
+                _ if *node == me.node => me,
+                (Some(listed), Some((report, _))) if listed.incarnation == report.incarnation => listed,
+                // A voter that is merely silent, or whose disk was lost, keeps its old place: its vote does not count.
+                (Some(listed), None) => {
+                    voters.push(listed);
+                    continue;
+                }
+                (_, Some((report, _))) => Voter { node: *node, incarnation: report.incarnation },
+                (None, None) => {
+                    return bad(
+                        "a new voter does not answer, is not whole, or is too far behind: learners never vote",
+                    );
+                }
+            };
+            voters.push(voter);
+            live += 1;
+        }
+        let k = c.wanted.k;
+        if live < usize::from(k) + 1 {
+            return bad("fewer of these voters answer than a commit would need: writes would stop at once");
+        }
+        let recent = self.config.lease * 2;
+        let alive = |node: NodeId| {
+            let heard = self.voter_heard.get(&node).is_some_and(|at| now.since(*at) < recent);
+            node == me.node || heard
+        };
+        let old_live = old.voters.iter().filter(|voter| alive(voter.node)).count();
+        let enough = old_live > usize::from(old.k);
+        if !enough && !(c.wanted.force && k < old.k) {
+            return bad(
+                "too few voters of the present generation live to commit the change: bring them back",
+            );
+        }
+        let standby = |member: &&Voter| !voters.iter().any(|voter| voter.node == member.node);
+        let standbys: Vec<Voter> = old.members().filter(standby).copied().collect();
+        let absent = c.absent.iter().copied().filter(|n| standbys.iter().any(|s| s.node == *n)).collect();
+        let number = old.number + 1;
+        // A forced generation stands alone when the one before it cannot be satisfied any more.
+        let forced = !enough;
+        let next = Generation { number, voters, k, first: c.wanted.first, forced, standbys, absent };
+        if next.voters == old.voters
+            && (next.k, next.first) == (old.k, old.first)
+            && next.absent == old.absent
+        {
+            return bad("it is what is in force already");
+        }
+        assert!(next.is_sound(), "a checked change of members makes a sound generation");
+        Ok(next)
+    }
+
+    fn change_append(&mut self, c: &mut Change, out: &mut Vec<Effect>) -> Step {
+        let next = c.next.clone().expect("it was judged");
+        let mut generation = Vec::new();
+        next.encode(&mut generation);
+        let ticket = self.ticket();
+        self.recording = Some((ticket, next));
+        out.push(Effect::AppendPolicy { ticket, generation });
+        c.stage = Stage::Append { ticket };
+        Step::Moved
+    }
+
+    /// The record is in this log, whatever has become of the change meanwhile.
+    pub(super) fn policy_recorded(&mut self, answered: u64, start: Lsn, end: Lsn, out: &mut Vec<Effect>) {
+        let Some((_, generation)) = self.recording.take_if(|(ticket, _)| *ticket == answered) else { return };
+        self.add_pending(PendingGeneration { generation, start, end }, out);
+        if let Some(change) = &mut self.change
+            && matches!(change.stage, Stage::Append { ticket } if ticket == answered)
+        {
+            change.stage = Stage::Commit;
+        }
+    }
+
+    pub(super) fn store_answered(&mut self, answered: u64, stored: bool) {
+        let Some(change) = &mut self.change else { return };
+        if let Stage::StoreBefore { ticket, answer } | Stage::StoreAfter { ticket, answer } =
+            &mut change.stage
+            && *ticket == answered
+        {
+            *answer = Some(stored);
+        }
+    }
+
+    pub(super) fn drop_change(&mut self, why: Refusal, out: &mut Vec<Effect>) {
+        self.voter_heard.clear();
+        if let Some(op) = self.change.take().and_then(|change| change.op) {
+            out.push(Effect::Reply { op, result: Err(why) });
+        }
+    }
+
+    /// Takes a voter out that was silent for too long, and gives one its vote back (`protocol` 4.4). One at a time.
+    pub(super) fn look_at_voters(&mut self, now: Mono) {
+        let Some(timeout) = self.config.voter_timeout.filter(|_| now >= self.voters_at) else { return };
+        let leads = matches!(&self.phase, Phase::Leading(l) if l.served && !l.held && !l.suspended);
+        if !leads || self.control.status != DataStatus::Whole {
+            return;
+        }
+        self.voters_at = now + LOOK_EVERY;
+        let me = self.control.node;
+        let policy = self.control.policy.clone();
+        let others: Vec<NodeId> = policy.voters.iter().map(|voter| voter.node).filter(|n| *n != me).collect();
+        // Silence counts from when this leader first looked.
+        others.iter().for_each(|node| {
+            self.voter_heard.entry(*node).or_insert(now);
+        });
+        let silent = |node: &NodeId| self.voter_heard.get(node).map_or(Duration::ZERO, |at| now.since(*at));
+        let live = 1 + others.iter().filter(|node| silent(node) < self.config.lease * 2).count();
+        let dead = others.iter().copied().filter(|node| silent(node) >= timeout).max_by_key(silent);
+        let back = policy.absent.iter().copied().find(|node| {
+            policy.voters.len() < VOTERS_MAX && self.lives.contains_key(node) && !self.gone.contains(node)
+        });
+        let keep = |voters: Vec<NodeId>| PolicyChange {
+            expected_generation: policy.number,
+            voters,
+            k: policy.k,
+            first: policy.first,
+            force: false,
+            dry_run: false,
+        };
+        let needed = usize::from(policy.k) + 1;
+        let mut voters: Vec<NodeId> = policy.voters.iter().map(|voter| voter.node).collect();
+        let (voters, absent) = match (dead, back) {
+            // The rest must be able to commit without it, and every change needs a commit of the old voters too.
+            (Some(dead), _) if live >= needed && policy.voters.len() > needed => {
+                voters.retain(|node| *node != dead);
+                (voters, policy.absent.iter().copied().chain([dead]).collect())
+            }
+            (_, Some(back)) => {
+                voters.push(back);
+                (voters, policy.absent.iter().copied().filter(|node| *node != back).collect::<Vec<_>>())
+            }
+            _ => return,
+        };
+        // Busy or not possible now: looked at again soon.
+        let _ = self.begin_change(now, None, keep(voters), absent);
+    }
+}
