@@ -207,3 +207,83 @@ fn a_switchover_goes_there_and_back() {
     let refused = json(&["switchover", "-D", &lab.node(1), "--to", "2"], 4);
     assert!(refused["error"]["message"].as_str().unwrap().contains("primary already"), "{refused}");
 }
+
+/// Adds a key to a node's configuration, or replaces it.
+fn set(dir: &str, key: &str, value: &str) {
+    let file = Path::new(dir).join("baton.toml");
+    let old = std::fs::read_to_string(&file).unwrap();
+    let others: Vec<&str> = old.lines().filter(|line| !line.starts_with(&format!("{key} ="))).collect();
+    std::fs::write(&file, format!("{key} = {value}\n{}\n", others.join("\n"))).unwrap();
+}
+
+/// The names of a running node's threads.
+fn threads(dir: &str) -> Vec<String> {
+    let pid = std::fs::read_to_string(Path::new(dir).join("baton.pid")).unwrap();
+    let pid = pid.split_whitespace().next().unwrap();
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks
+        .map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap().trim().to_string())
+        .collect()
+}
+
+#[test]
+fn a_node_with_three_cores_serves_hundreds_of_clients_and_stops() {
+    let lab = Lab::new("cores");
+    let dir = lab.node(1);
+    let ports = ["--client-listen", "127.0.0.1:16911", "--peer-listen", "127.0.0.1:16912"];
+    json(&[&["init", "-D", &dir, "--cluster", "a", "--node", "1"][..], &ports[..]].concat(), 0);
+    set(&dir, "cores", "3");
+    let file = format!("{dir}/baton.toml");
+    let checked = json(&["check-config", &file], 0);
+    assert_eq!((&checked["cores"], &checked["cores_why"]), (&3.into(), &"as configured".into()));
+    json(&["start", "-D", &dir, "-M", "primary"], 0);
+    let names = threads(&dir);
+    for name in ["net-1", "net-2"] {
+        assert!(names.iter().any(|other| other == name), "{names:?}");
+    }
+    for (workload, pipeline) in [("set", "1"), ("get", "8"), ("mixed", "16")] {
+        let load = ["--clients", "500", "--pipeline", pipeline, "--seconds", "2", "--keys", "1000"];
+        let bench = [&["bench", "-D", &dir, "--workload", workload][..], &load[..]].concat();
+        let report = json(&bench, 0);
+        assert!(report["ok"].as_u64().unwrap() > 1000, "{report}");
+        assert_eq!(report["errors"], serde_json::json!({}), "{workload}");
+    }
+    for mode in ["fast", "immediate"] {
+        let again = json(&["restart", "-D", &dir, "-m", mode], 0);
+        assert_eq!(
+            (&again["started"], &again["status"]["role"]),
+            (&true.into(), &"Primary".into()),
+            "{again}"
+        );
+    }
+    assert_eq!(json(&["stop", "-D", &dir], 0)["stopped"], true);
+}
+
+#[test]
+fn nodes_with_different_cores_replicate_and_fail_over() {
+    let lab = Lab::new("mixed-cores");
+    let up = ["sandbox", "up", "--dir", lab.path(), "--nodes", "3"];
+    json(&up, 0);
+    for (node, cores) in [(2, "3"), (3, "2")] {
+        set(&lab.node(node), "cores", cores);
+        json(&["restart", "-D", &lab.node(node)], 0);
+    }
+    assert_eq!(json(&up, 0)["cluster_state"], "Normal");
+    let load = |node: u16| {
+        let bench = ["bench", "-D", &lab.node(node), "--clients", "50", "--seconds", "1", "--keys", "100"];
+        let report = json(&bench, 0);
+        assert!(report["ok"].as_u64().unwrap() > 100, "{report}");
+        assert_eq!(report["errors"], serde_json::json!({}));
+    };
+    load(1);
+    json(&["sandbox", "kill", "1", "--dir", lab.path()], 0);
+    json(&["failover", "-D", &lab.node(2)], 0);
+    load(2);
+    json(&["sandbox", "start", "1", "--dir", lab.path()], 0);
+    // The new primary is killed in its turn, network loops and all, and starts again on the same folder.
+    json(&["sandbox", "kill", "2", "--dir", lab.path()], 0);
+    json(&["failover", "-D", &lab.node(3)], 0);
+    load(3);
+    json(&["sandbox", "start", "2", "--dir", lab.path()], 0);
+    assert_eq!(json(&up, 0)["cluster_state"], "Normal");
+}

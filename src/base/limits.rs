@@ -49,6 +49,12 @@ pub const PENDING_MAX: usize = 6;
 /// How far behind the target of a switchover may be when it is asked for.
 pub const SWITCHOVER_LAG_BYTES_MAX: u64 = 32 << 20;
 
+/// Threads that carry a node's network: its own loop and network loops.
+pub const CORES_MAX: u16 = 64;
+/// The most of them when the configuration says nothing: one loop that executes keeps no more of them busy.
+pub const CORES_DEFAULT_MAX: u16 = 8;
+/// The memory budget that each of them needs: its receive buffers may take a sixteenth of it.
+pub const CORE_MEMORY_BYTES_MIN: u64 = 16 << 20;
 /// Clients served at once when the configuration says nothing.
 pub const CLIENTS_DEFAULT: usize = 10_000;
 /// A request before authentication: arguments and bytes (the Valkey rule).

@@ -11,8 +11,8 @@ use super::units::{duration, show_duration, show_size, size};
 use super::written::{self, Entry, Raw, Section, Written};
 use crate::base::NodeId;
 use crate::base::limits::{
-    CLIENTS_DEFAULT, DIRECT_STANDBYS_MAX, FRAMES_IN_FLIGHT_MAX, NODES_MAX, REDO_WORKERS_MAX, SEGMENT_BYTES,
-    SEGMENT_BYTES_MIN, SHARDS_DEFAULT, SHARDS_MAX,
+    CLIENTS_DEFAULT, CORE_MEMORY_BYTES_MIN, CORES_MAX, DIRECT_STANDBYS_MAX, FRAMES_IN_FLIGHT_MAX, NODES_MAX,
+    REDO_WORKERS_MAX, SEGMENT_BYTES, SEGMENT_BYTES_MIN, SHARDS_DEFAULT, SHARDS_MAX,
 };
 
 const CLIENT_PORT: u16 = 7379;
@@ -221,6 +221,7 @@ impl Checker<'_> {
                 ("remote_apply", CommitLevel::RemoteApply),
             ],
         );
+        let memory = self.size("memory", 64 << 20, 1 << 40).unwrap_or(MEMORY_DEFAULT);
         let second = Duration::from_secs(1);
         let milli = Duration::from_millis(1);
         Some(Config {
@@ -230,9 +231,9 @@ impl Checker<'_> {
             client_listen,
             peer_listen,
             http_listen,
-            cores: self.cores(),
+            cores: self.cores(memory),
             redo_workers: self.number("redo_workers", 1, REDO_WORKERS_MAX as u64).map(|n| n as usize),
-            memory: self.size("memory", 64 << 20, 1 << 40).unwrap_or(MEMORY_DEFAULT),
+            memory,
             sync,
             degrade,
             commit: commit.unwrap_or(CommitLevel::On),
@@ -278,18 +279,15 @@ impl Checker<'_> {
         })
     }
 
-    fn cores(&mut self) -> u16 {
-        let cores = self.number("cores", 1, 64).unwrap_or(1);
-        if cores > 1 {
+    fn cores(&mut self, memory: u64) -> Option<u16> {
+        let cores = self.number("cores", 1, u64::from(CORES_MAX))?;
+        if memory / CORE_MEMORY_BYTES_MIN < cores {
             let line = self.line("cores");
-            self.mistakes.push(
-                line,
-                "cores",
-                "this version runs one event loop per node",
-                "write 1, or remove the key",
-            );
+            let what = format!("{cores} cores are too many for {} of memory", show_size(memory));
+            let hint = format!("give each at least {}, or remove the key", show_size(CORE_MEMORY_BYTES_MIN));
+            self.mistakes.push(line, "cores", what, hint);
         }
-        1
+        u16::try_from(cores).ok()
     }
 
     fn distinct_ports(&mut self, client: SocketAddr, peer: SocketAddr, http: Option<SocketAddr>) {

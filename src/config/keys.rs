@@ -40,7 +40,13 @@ pub const KEYS: &[Key] = &[
         "where the other nodes connect",
     ),
     key("http_listen", "address:port", "none", "IP address and port", "/metrics and /health over HTTP"),
-    key("cores", "number", "1", "1", "event loops of this node; this version runs one"),
+    key(
+        "cores",
+        "number",
+        "by the machine",
+        "1 to 64",
+        "loops of this node: its own, and network loops for clients",
+    ),
     key(
         "redo_workers",
         "number",

@@ -1,13 +1,14 @@
 //! What the operator meant: typed values with units. Made by [`super::check`] only, so a value that exists is checked.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::sync::SyncRule;
 use super::units::{show_duration, show_size};
 use crate::base::NodeId;
+use crate::base::limits::{CORE_MEMORY_BYTES_MIN, CORES_DEFAULT_MAX};
 
 /// When a reply may be sent (openGauss and PostgreSQL names).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -183,7 +184,8 @@ pub struct Config {
     pub client_listen: SocketAddr,
     pub peer_listen: SocketAddr,
     pub http_listen: Option<SocketAddr>,
-    pub cores: u16,
+    /// `None`: by the machine, see [`Config::cores_on`].
+    pub cores: Option<u16>,
     /// `None`: by the machine.
     pub redo_workers: Option<usize>,
     pub memory: u64,
@@ -232,6 +234,24 @@ impl Config {
         self.member(node).and_then(|member| member.apply_delay)
     }
 
+    /// How many cores this node uses on a machine with so many processors, and why.
+    ///
+    /// Members whose peer addresses are equal, or both loopback, run on one machine and leave each other room.
+    pub fn cores_on(&self, processors: usize) -> (u16, String) {
+        if let Some(cores) = self.cores {
+            return (cores, "as configured".to_string());
+        }
+        let own = self.me().peer.ip();
+        let here = |ip: IpAddr| ip == own || (ip.is_loopback() && own.is_loopback());
+        if self.peers().any(|member| here(member.peer.ip())) {
+            return (1, "other members run on this machine".to_string());
+        }
+        let by_memory = self.memory / CORE_MEMORY_BYTES_MIN;
+        let cores = (processors as u64).min(by_memory).clamp(1, u64::from(CORES_DEFAULT_MAX));
+        let why = format!("alone on this machine, which offers {processors} processors");
+        (cores as u16, why)
+    }
+
     pub fn is_voter(&self, node: NodeId) -> bool {
         self.sync.voters.contains(&node)
     }
@@ -256,7 +276,7 @@ impl Config {
             ("client_listen", self.client_listen.to_string()),
             ("peer_listen", self.peer_listen.to_string()),
             ("http_listen", self.http_listen.map_or_else(|| "none".into(), |address| address.to_string())),
-            ("cores", self.cores.to_string()),
+            ("cores", self.cores.map_or_else(|| "by the machine".into(), |cores| cores.to_string())),
             ("redo_workers", self.redo_workers.map_or_else(|| "by the machine".into(), |n| n.to_string())),
             ("memory", show_size(self.memory)),
             ("sync", self.sync.to_string()),

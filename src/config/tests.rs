@@ -88,7 +88,7 @@ fn every_value_is_read_as_written() {
     ))
     .unwrap();
     assert_eq!(config.data, Path::new("/data/1/../d"));
-    assert_eq!((config.cores, config.memory), (1, 2 << 30));
+    assert_eq!((config.cores, config.memory), (Some(1), 2 << 30));
     assert_eq!((config.sync.kind, config.sync.k), (SyncKind::First, 2));
     assert_eq!(config.commit, CommitLevel::RemoteWrite);
     assert_eq!((config.reads, config.max_clients, config.shards), (Reads::Local, 5, 8));
@@ -147,12 +147,28 @@ fn values_out_of_range_are_refused_with_the_range() {
     refused(&one("client_listen = \"localhost:7\""), 3, "names are not looked up");
     refused(&one("peer_secret = \"short\""), 3, "16 to 512 bytes");
     refused(&one("shards = 0"), 3, "from 1 to 256");
+    refused(&one("cores = 65"), 3, "from 1 to 64");
+    refused(&one("cores = 0"), 3, "from 1 to 64");
+}
+
+#[test]
+fn cores_follow_the_machine_unless_it_is_shared() {
+    let one = |line: &str| read(&format!("cluster = \"a\"\nnode = 1\n{line}\n")).unwrap();
+    assert_eq!(one("").cores_on(4).0, 4);
+    assert_eq!((one("").cores_on(1).0, one("").cores_on(200).0), (1, 8));
+    assert_eq!(one("memory = \"64MiB\"").cores_on(8).0, 4);
+    assert_eq!((one("cores = 3").cores_on(1).0, one("cores = 1").cores_on(64).0), (3, 1));
+    let member = |node: u16, peer: &str| format!("[[member]]\nnode = {node}\npeer = \"{peer}\"\n");
+    let shared = one(&(member(1, "127.0.0.1:8379") + &member(2, "127.0.0.2:8380")));
+    assert_eq!(shared.cores_on(4), (1, "other members run on this machine".to_string()));
+    let apart = one(&(member(1, "127.0.0.1:8379") + &member(2, "10.0.0.2:8379")));
+    assert_eq!(apart.cores_on(4).0, 4);
 }
 
 #[test]
 fn rules_between_keys_are_checked() {
     let one = |line: &str| format!("cluster = \"a\"\nnode = 1\n{line}\n");
-    refused(&one("cores = 4"), 3, "one event loop");
+    refused(&one("memory = \"64MiB\"\ncores = 5"), 4, "too many for 64MiB");
     refused(&one("degrade = \"after 30s\""), 3, "needs a control store");
     refused(&one("degrade = \"later\""), 3, "after 30s");
     refused(&one("store = \"etcd:http://127.0.0.1:2379\""), 3, "no control store");

@@ -234,6 +234,9 @@ pub trait Seam {
 
     // Network.
     fn listen(&mut self, addr: SocketAddr) -> io::Result<(ListenerId, SocketAddr)>;
+    /// Says that connections accepted here are many and alike (clients), so that the backend may carry their bytes on
+    /// threads of its own. Operations and events stay the same.
+    fn spread(&mut self, _listener: ListenerId) {}
 
     // Operations.
     fn submit(&mut self, op: Op);

@@ -135,7 +135,11 @@ pub fn check_config(common: &Common, keys: bool, file: Option<PathBuf>) -> Outco
     let path = file.map_or_else(|| place::config_path(common), Ok)?;
     let config = place::load(&path)?;
     let survived = config.sync.failures_survived();
-    let value = json!({"ok": true, "file": path, "config": config.show(), "failures_survived": survived});
+    let (cores, why) = config.cores_on(baton::node::processors());
+    let value = json!({
+        "ok": true, "file": path, "config": config.show(), "failures_survived": survived, "cores": cores,
+        "cores_why": why,
+    });
     let mut text = format!("{} is good\n", path.display());
     for (key, value) in config.describe() {
         text += &format!("  {key:<18} {value}\n");
@@ -145,6 +149,10 @@ pub fn check_config(common: &Common, keys: bool, file: Option<PathBuf>) -> Outco
         config.sync.k + 1,
         config.sync.voters.len()
     );
+    text += &match cores {
+        1 => format!("1 core: clients are served on the node's own loop ({why})\n"),
+        _ => format!("{cores} cores: clients are served by {} network loops ({why})\n", cores - 1),
+    };
     print(common, &value, &text);
     Ok(Exit::Ok)
 }

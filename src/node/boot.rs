@@ -530,6 +530,7 @@ impl<S: Seam> Node<S> {
         let (client, client_addr) = self.seam.listen(self.config.client_listen)?;
         self.peer_listener = peer;
         self.client_listener = client;
+        self.seam.spread(client);
         self.seam.submit(Op::Accept { listener: peer });
         self.seam.submit(Op::Accept { listener: client });
         Ok((client_addr, peer_addr))

@@ -85,7 +85,9 @@ fn start(options: RunOptions) -> Result<Started, (String, u8)> {
     if let Some(role) = options.role {
         role_fits(&config, role).map_err(|text| (text, 2))?;
     }
-    let mut seam = UringSeam::new(UringConfig::default()).map_err(|e| (e.to_string(), 1))?;
+    let (cores, why) = config.cores_on(processors());
+    let mut seam = UringSeam::new(ring_config(&config, cores)).map_err(|e| (e.to_string(), 1))?;
+    tracing::info!(cores, "{why}");
     tracing::info!(ring = seam.describe(), "io_uring is ready");
     for warning in seam.warnings() {
         tracing::warn!("{warning}");
@@ -129,8 +131,24 @@ fn disk_bytes(folder: &Path) -> Option<u64> {
 
 /// Threads that apply the log, the loop among them.
 fn redo_workers(config: &Config) -> usize {
-    let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    config.redo_workers.unwrap_or_else(|| cores().min(REDO_WORKERS_DEFAULT_MAX))
+    config.redo_workers.unwrap_or_else(|| processors().min(REDO_WORKERS_DEFAULT_MAX))
+}
+
+/// Processors that this process may use.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| count.get())
+}
+
+/// The receive buffers of all network loops together stay within a sixteenth of the memory budget.
+fn ring_config(config: &Config, cores: u16) -> UringConfig {
+    let usual = UringConfig::default();
+    let network_loops = cores - 1;
+    if network_loops == 0 {
+        return usual;
+    }
+    let share = config.memory / 16 / u64::from(network_loops) / u64::from(usual.buffer_bytes);
+    let most = share.clamp(1, u64::from(usual.network_buffers)) as u16;
+    UringConfig { network_loops, network_buffers: 1 << most.ilog2(), ..usual }
 }
 
 /// Calibration, unless the configuration says it all.

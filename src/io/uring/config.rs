@@ -41,6 +41,13 @@ pub struct UringConfig {
     pub peer_timeout: Duration,
     /// Connections that the kernel completes ahead of accept.
     pub backlog: i32,
+    /// Threads that receive and send for the connections of spread listeners, at most [`super::NETWORK_LOOPS_MAX`].
+    /// Zero: this loop does it.
+    pub network_loops: u16,
+    /// Receive buffers of each network loop, of `buffer_bytes` each.
+    pub network_buffers: u16,
+    /// Slots of each queue between this loop and a network loop.
+    pub network_queue: usize,
 }
 
 impl Default for UringConfig {
@@ -56,6 +63,9 @@ impl Default for UringConfig {
             connect_timeout: limits::HANDSHAKE_MAX,
             peer_timeout: PEER_TIMEOUT,
             backlog: 4096,
+            network_loops: 0,
+            network_buffers: 256,
+            network_queue: 1024,
         }
     }
 }

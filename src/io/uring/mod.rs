@@ -1,5 +1,9 @@
 //! The kernel ring backend: one ring per event loop, entered once per turn.
 //!
+//! A node has one such loop of its own. With more cores it gets network loops beside it (`network`, `spread`, `mail`):
+//! threads with a ring each that receive and send for client connections, while everything else stays on the node's
+//! loop. The node sees one seam and one stream of events all the same.
+//!
 //! What it is: [`UringSeam`] carries out the [`Seam`] with io_uring. `ring` owns the queues shared with the kernel,
 //! `flight` the operations that the kernel is carrying out, `files` and `net` what completions mean, `pool` the
 //! receive buffers, `wake` the way in for other threads, `sys` the few system calls that the standard library lacks.
@@ -21,9 +25,12 @@ mod calibrate;
 mod config;
 mod files;
 mod flight;
+mod mail;
 mod net;
+mod network;
 mod pool;
 mod ring;
+mod spread;
 mod sys;
 #[cfg(test)]
 mod tests;
@@ -31,6 +38,7 @@ mod wake;
 
 pub use calibrate::{Calibration, calibrate};
 pub use config::{UringConfig, ZERO_COPY_BYTES_MIN, ZeroCopy};
+pub use net::NETWORK_LOOPS_MAX;
 pub use pool::LentBuffer;
 pub use sys::raise_descriptor_limit;
 
@@ -50,6 +58,7 @@ use self::flight::{Flight, Flights};
 use self::net::Net;
 use self::pool::BufferPool;
 use self::ring::{Completion, NOBODY, Ring, Wait};
+use self::spread::Spread;
 use self::wake::{Bell, Flusher};
 use super::{CloseReason, Event, FileId, ListenerId, Op, Open, ReceivedBytes, Seam, Waker};
 use crate::base::{AlignedBuf, Mono, SharedSlice, WallMs};
@@ -77,6 +86,8 @@ pub struct UringSeam {
     drained: Vec<Completion>,
     chance: Chance,
     lock: Option<File>,
+    /// The network loops, if there are any.
+    spread: Option<Spread>,
     warned_of_memory: bool,
     warnings: Vec<String>,
     /// Buffers of long reads that came back: fresh memory would be zeroed, and its pages faulted in, for each read.
@@ -100,6 +111,11 @@ impl UringSeam {
             }
         });
         let flush_thread = config.flush_thread;
+        let bell = Bell::new()?;
+        let spread = match config.network_loops {
+            0 => None,
+            _ => Some(Spread::start(&config, bell.clone(), &mut warnings)?),
+        };
         let mut seam = UringSeam {
             net: Net::new(config.multishot),
             config,
@@ -107,7 +123,7 @@ impl UringSeam {
             flights: Flights::new(),
             files: Files::default(),
             pool,
-            bell: Bell::new()?,
+            bell,
             flusher: None,
             flushes_outside: 0,
             fresh_sends: 0,
@@ -115,6 +131,7 @@ impl UringSeam {
             drained: Vec::new(),
             chance: Chance::new(),
             lock: None,
+            spread,
             warned_of_memory: false,
             spare_reads: Vec::new(),
             warnings,
@@ -144,7 +161,11 @@ impl UringSeam {
             _ => "single receives".to_string(),
         };
         let flush = if self.config.flush_thread { "helper thread" } else { "ring" };
-        format!("io_uring: {}; {receive}; flushes on the {flush}", self.ring.mode())
+        let loops = match &self.spread {
+            Some(spread) => format!("; clients on {} network loops", spread.loops()),
+            None => String::new(),
+        };
+        format!("io_uring: {}; {receive}; flushes on the {flush}{loops}", self.ring.mode())
     }
 
     /// Chooses between ring flushes and the helper thread; flushes already submitted are not affected.
@@ -177,6 +198,14 @@ impl UringSeam {
         // from `cancel`, which names no memory. Descriptors are owned by the flight, or by a file or connection
         // that is kept while it has flights.
         unsafe { self.ring.push(entry) };
+    }
+
+    /// One visit to the kernel: starts what was prepared, waits as told, and handles what has completed.
+    fn turn(&mut self, wait: Wait, out: &mut Vec<Event>) {
+        self.feed_starved();
+        let sends = std::mem::take(&mut self.fresh_sends);
+        self.ring.enter(wait, sends);
+        self.complete_all(out);
     }
 
     /// Asks the kernel to end an operation early; the operation itself reports how it ended.
@@ -322,31 +351,28 @@ impl Seam for UringSeam {
         self.start_listening(addr)
     }
 
+    fn spread(&mut self, listener: ListenerId) {
+        self.spread_listener(listener);
+    }
+
     fn submit(&mut self, op: Op) {
         // Some operations end at once; their events wait for the next reap.
         let mut ready = std::mem::take(&mut self.ready);
-        match op {
-            Op::Read { token, file, offset, len } => self.start_read(token, file, offset, len),
-            Op::Write { token, file, offset, data, durable } => {
-                self.start_write(token, file, offset, data, durable);
-            }
-            Op::Flush { token, file } => self.start_flush(token, file),
-            Op::Accept { listener } => self.start_accept(listener),
-            Op::Connect { token, addr } => self.start_connect(token, addr, &mut ready),
-            Op::Receive { conn } => self.start_receive(conn),
-            Op::PauseReceive { conn } => self.pause_receive(conn),
-            Op::Send { token, conn, data } => self.start_send(token, conn, data, &mut ready),
-            Op::Close { conn } => self.end(conn, CloseReason::Local, &mut ready),
-        }
+        let op = match &mut self.spread {
+            Some(spread) => spread.submit(op, &mut ready),
+            None => Some(op),
+        };
         self.ready = ready;
+        if let Some(op) = op {
+            self.submit_here(op);
+        }
     }
 
     fn reap(&mut self, deadline: Option<Mono>, out: &mut Vec<Event>) {
         let before = out.len();
         out.append(&mut self.ready);
         loop {
-            self.feed_starved();
-            let wait = match deadline {
+            let mut wait = match deadline {
                 _ if out.len() > before => Wait::No,
                 None => Wait::Forever,
                 Some(deadline) => match deadline.since(self.now()) {
@@ -354,10 +380,19 @@ impl Seam for UringSeam {
                     left => Wait::AtMost(left),
                 },
             };
-            let sends = std::mem::take(&mut self.fresh_sends);
-            self.ring.enter(wait, sends);
-            self.complete_all(out);
-            if out.len() > before || matches!(wait, Wait::No) {
+            let last = matches!(wait, Wait::No);
+            if let Some(spread) = &mut self.spread {
+                spread.tell();
+                if !last && !spread.park() {
+                    wait = Wait::No;
+                }
+            }
+            self.turn(wait, out);
+            if let Some(spread) = &mut self.spread {
+                spread.unpark();
+                spread.collect(out);
+            }
+            if out.len() > before || last {
                 return;
             }
         }
@@ -384,9 +419,31 @@ impl Seam for UringSeam {
     }
 }
 
+impl UringSeam {
+    fn submit_here(&mut self, op: Op) {
+        let mut ready = std::mem::take(&mut self.ready);
+        match op {
+            Op::Read { token, file, offset, len } => self.start_read(token, file, offset, len),
+            Op::Write { token, file, offset, data, durable } => {
+                self.start_write(token, file, offset, data, durable);
+            }
+            Op::Flush { token, file } => self.start_flush(token, file),
+            Op::Accept { listener } => self.start_accept(listener),
+            Op::Connect { token, addr } => self.start_connect(token, addr, &mut ready),
+            Op::Receive { conn } => self.start_receive(conn),
+            Op::PauseReceive { conn } => self.pause_receive(conn),
+            Op::Send { token, conn, data } => self.start_send(token, conn, data, &mut ready),
+            Op::Close { conn } => self.end(conn, CloseReason::Local, &mut ready),
+        }
+        self.ready = ready;
+    }
+}
+
 impl Drop for UringSeam {
     /// Ends what can be ended, waits for what must land, and only then frees memory and lets go of the folder lock.
     fn drop(&mut self) {
+        // Joins the threads of the network loops, which ends their connections.
+        self.spread = None;
         // Joins the helper thread, and with it waits for its flushes.
         self.flusher = None;
         for key in self.flights.keys(Flight::may_cancel) {

@@ -20,12 +20,34 @@ use crate::io::{CloseReason, ConnId, Event, ListenerId, Outgoing, ReceivedBytes,
 const GATHERS_KEPT: usize = 64;
 /// The mark in a zero-copy notification which says that the kernel copied.
 const ZERO_COPY_COPIED: u32 = 1 << 31;
-/// Places of connections; the rest of an id counts their uses.
+/// An id names a place, the loop that has it (0: the node's own), and in the rest the number of its use.
 const CONN_INDEX_BITS: u32 = 24;
+const CONN_LOOP_BITS: u32 = 6;
+const CONN_SERIAL_BITS: u32 = u64::BITS - CONN_INDEX_BITS - CONN_LOOP_BITS;
+/// Network loops beside the node's own.
+pub const NETWORK_LOOPS_MAX: u16 = (1 << CONN_LOOP_BITS) - 1;
+
+pub(super) fn conn_id(serial: u64, on_loop: usize, index: usize) -> ConnId {
+    assert!(index < 1 << CONN_INDEX_BITS && on_loop < 1 << CONN_LOOP_BITS, "descriptors are fewer");
+    assert!(serial < 1 << CONN_SERIAL_BITS, "a process sees fewer connections");
+    ConnId(
+        (serial << (CONN_INDEX_BITS + CONN_LOOP_BITS)) | ((on_loop as u64) << CONN_INDEX_BITS) | index as u64,
+    )
+}
+
+pub(super) fn index_of(id: ConnId) -> usize {
+    (id.0 & ((1 << CONN_INDEX_BITS) - 1)) as usize
+}
+
+pub(super) fn loop_of(id: ConnId) -> usize {
+    ((id.0 >> CONN_INDEX_BITS) & ((1 << CONN_LOOP_BITS) - 1)) as usize
+}
 
 struct Listener {
     fd: OwnedFd,
     accepting: bool,
+    /// Its connections go to the network loops.
+    spread: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +57,7 @@ enum Receiving {
     Yes(u64),
     /// Being cancelled.
     Stopping,
-    /// Wanted, but no receive buffer is free.
+    /// Wanted, but no receive buffer is free, or receiving is held.
     Starved,
 }
 
@@ -52,6 +74,18 @@ struct Conn {
 }
 
 impl Conn {
+    fn new(id: ConnId, fd: OwnedFd, zero_copy: bool) -> Conn {
+        Conn {
+            id,
+            fd: Some(fd),
+            wanted: false,
+            receiving: Receiving::No,
+            send: None,
+            zero_copy,
+            ending: None,
+        }
+    }
+
     fn raw_fd(&self) -> RawFd {
         self.fd.as_ref().expect("only an ending connection is without its descriptor").as_raw_fd()
     }
@@ -63,6 +97,8 @@ pub(super) struct Net {
     free: Vec<u32>,
     serial: u64,
     starved: VecDeque<ConnId>,
+    /// No receive starts: what was received before has not been taken yet.
+    held: bool,
     gathers: Vec<Gather>,
     /// Cleared when the kernel turns out to be too old.
     multishot_accept: bool,
@@ -77,6 +113,7 @@ impl Net {
             free: Vec::new(),
             serial: 0,
             starved: VecDeque::new(),
+            held: false,
             gathers: Vec::new(),
             multishot_accept: multishot,
             multishot_receive: multishot,
@@ -85,36 +122,47 @@ impl Net {
 
     /// The connection, unless it has ended.
     fn get(&mut self, id: ConnId) -> Option<&mut Conn> {
-        let index = id.0 & ((1 << CONN_INDEX_BITS) - 1);
-        self.conns.get_mut(index as usize)?.as_mut().filter(|conn| conn.id == id)
+        self.conns.get_mut(index_of(id))?.as_mut().filter(|conn| conn.id == id)
     }
 
     fn insert(&mut self, fd: OwnedFd, zero_copy: bool) -> ConnId {
         let index = self.free.pop().unwrap_or_else(|| {
             self.conns.push(None);
-            let index = u32::try_from(self.conns.len() - 1).expect("descriptors are fewer");
-            assert!(index < 1 << CONN_INDEX_BITS, "descriptors are fewer");
-            index
+            u32::try_from(self.conns.len() - 1).expect("descriptors are fewer")
         });
         self.serial += 1;
-        let id = ConnId((self.serial << CONN_INDEX_BITS) | u64::from(index));
-        self.conns[index as usize] = Some(Conn {
-            id,
-            fd: Some(fd),
-            wanted: false,
-            receiving: Receiving::No,
-            send: None,
-            zero_copy,
-            ending: None,
-        });
+        let id = conn_id(self.serial, 0, index as usize);
+        self.conns[index as usize] = Some(Conn::new(id, fd, zero_copy));
         id
     }
 
+    /// Takes over a connection to which another loop has given its id.
+    pub(super) fn adopt(&mut self, id: ConnId, fd: OwnedFd, zero_copy: bool) {
+        let index = index_of(id);
+        if index >= self.conns.len() {
+            self.conns.resize_with(index + 1, || None);
+        }
+        assert!(self.conns[index].is_none() && loop_of(id) > 0, "a place holds one connection");
+        self.conns[index] = Some(Conn::new(id, fd, zero_copy));
+    }
+
     fn remove(&mut self, id: ConnId) {
-        let index = (id.0 & ((1 << CONN_INDEX_BITS) - 1)) as u32;
-        let conn = self.conns[index as usize].take();
+        let conn = self.conns[index_of(id)].take();
         assert!(conn.is_some_and(|conn| conn.id == id), "a connection is removed once");
-        self.free.push(index);
+        // The places of adopted connections are given out elsewhere.
+        if loop_of(id) == 0 {
+            self.free.push(index_of(id) as u32);
+        }
+    }
+
+    /// Holds back receives that have yet to start, or lets them go on.
+    pub(super) fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// Connections wait for receive buffers.
+    pub(super) fn is_starved(&self) -> bool {
+        !self.starved.is_empty()
     }
 
     fn keep_gather(&mut self, gather: Option<Gather>) {
@@ -137,8 +185,12 @@ impl UringSeam {
     pub(super) fn start_listening(&mut self, addr: SocketAddr) -> io::Result<(ListenerId, SocketAddr)> {
         let (fd, bound) = sys::listener(&addr, self.config.backlog, self.config.peer_timeout)
             .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {addr}: {error}")))?;
-        self.net.listeners.push(Listener { fd, accepting: false });
+        self.net.listeners.push(Listener { fd, accepting: false, spread: false });
         Ok((ListenerId(self.net.listeners.len() as u32 - 1), bound))
+    }
+
+    pub(super) fn spread_listener(&mut self, id: ListenerId) {
+        self.net.listeners[id.0 as usize].spread = true;
     }
 
     // ---- accepting and dialling ----
@@ -164,7 +216,11 @@ impl UringSeam {
             // A peer that has already gone leaves nothing to report.
             if let Ok(peer) = sys::peer_of(&fd) {
                 let zero_copy = self.may_zero_copy(&peer);
-                let conn = self.net.insert(fd, zero_copy);
+                let spread = self.spread.as_mut().filter(|_| self.net.listeners[listener as usize].spread);
+                let conn = match spread {
+                    Some(spread) => spread.adopt(fd, zero_copy),
+                    None => self.net.insert(fd, zero_copy),
+                };
                 out.push(Event::Accepted { listener: id, conn, peer });
             }
         } else {
@@ -243,6 +299,9 @@ impl UringSeam {
     fn arm_receive(&mut self, id: ConnId) {
         let many = self.net.multishot_receive && self.pool.is_some();
         let room = self.config.buffer_bytes as usize;
+        if self.net.held {
+            return self.starve(id);
+        }
         let Some(conn) = self.net.get(id) else { return };
         let fd = conn.raw_fd();
         let flight = if many {
@@ -252,6 +311,13 @@ impl UringSeam {
         };
         let key = self.launch(flight);
         self.net.get(id).expect("it was there").receiving = Receiving::Yes(key);
+    }
+
+    fn starve(&mut self, id: ConnId) {
+        if let Some(conn) = self.net.get(id) {
+            conn.receiving = Receiving::Starved;
+            self.net.starved.push_back(id);
+        }
     }
 
     fn stop_receive(&mut self, id: ConnId) {
@@ -308,8 +374,7 @@ impl UringSeam {
             libc::ENOBUFS if self.pool.is_some() => {
                 let conn = self.net.get(id).expect("the caller has found it");
                 if conn.wanted && conn.ending.is_none() && conn.receiving == Receiving::No {
-                    conn.receiving = Receiving::Starved;
-                    self.net.starved.push_back(id);
+                    self.starve(id);
                 }
             }
             libc::EINVAL if self.net.multishot_receive => self.net.multishot_receive = false,
@@ -319,10 +384,10 @@ impl UringSeam {
 
     /// Lets connections go on that ran out of receive buffers, first come first served, as far as buffers are back.
     pub(super) fn feed_starved(&mut self) {
-        if self.net.starved.is_empty() {
+        if self.net.starved.is_empty() || self.net.held {
             return;
         }
-        let mut free = self.pool.as_ref().map_or(0, |pool| pool.free());
+        let mut free = self.pool.as_ref().map_or(u16::MAX, |pool| pool.free());
         while free > 0
             && let Some(id) = self.net.starved.pop_front()
         {
@@ -438,6 +503,19 @@ impl UringSeam {
             }
         }
         self.finish(id, out);
+    }
+
+    /// The loop ends: sends without copy give up what their peers have not taken, so that nobody waits for those.
+    pub(super) fn abandon_sends(&mut self) {
+        for conn in self.net.conns.iter_mut().flatten() {
+            if let Some(key) = conn.send
+                && let Some(Flight::Send(sending)) = self.flights.get(key)
+                && sending.zero_copy
+                && let Some(fd) = conn.fd.take()
+            {
+                sys::discard_on_close(&fd);
+            }
+        }
     }
 
     /// Closes an ending connection once the kernel holds nothing of it.

@@ -1,29 +1,53 @@
 //! Receive buffers that the kernel picks from by itself (a provided buffer ring).
 //!
 //! The buffers lie in ordinary heap memory, which does not count as locked. Between "given back" and "lent" a
-//! buffer belongs to the kernel; between "lent" and the drop of its [`LentBuffer`] it belongs to the reader.
+//! buffer belongs to the kernel; between "lent" and the drop of its [`LentBuffer`] it belongs to the reader. A buffer
+//! of a network loop is read on the node's own loop: there [`FarPool`] lends it, and sends its number back.
 #![allow(unsafe_code)]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::Deref;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
+use rtrb::Producer;
 
 use crate::base::AlignedBuf;
 
-/// The memory shared with the kernel. Lives as long as the ring and as long as any lent buffer.
-pub(super) struct BufferPool {
-    /// Owns the bytes of all buffers; only reached through `bytes`.
+/// The bytes of all buffers of a pool. Lives as long as the pool and as long as any lent buffer.
+pub(super) struct Slab {
+    /// Owns the bytes; only reached through `bytes`.
     _memory: AlignedBuf,
     bytes: *mut u8,
+    count: u16,
+    buffer_bytes: u32,
+}
+
+// SAFETY: the pointer leads into memory that the slab owns and that does not move. Each buffer in it has one holder at
+// a time, the kernel or one `LentBuffer`, and it passes between threads through queues that order their memory.
+unsafe impl Send for Slab {}
+// SAFETY: as above; a shared slab gives out addresses only.
+unsafe impl Sync for Slab {}
+
+impl Slab {
+    fn address(&self, index: u16) -> *mut u8 {
+        self.bytes.wrapping_add(usize::from(index) * self.buffer_bytes as usize)
+    }
+
+    fn check(&self, index: u16, len: u32) {
+        assert!(index < self.count && len <= self.buffer_bytes, "the kernel named a buffer that is not ours");
+    }
+}
+
+/// The memory shared with the kernel.
+pub(super) struct BufferPool {
+    slab: Arc<Slab>,
     /// Owns the ring of entries; only reached through `entries`.
     _ring: AlignedBuf,
     entries: *mut BufRingEntry,
-    count: u16,
-    buffer_bytes: u32,
     tail: Cell<u16>,
     lent: Cell<u16>,
 }
@@ -38,12 +62,9 @@ impl BufferPool {
         let bytes = memory.as_mut_ptr();
         let entries = ring.as_mut_ptr().cast::<BufRingEntry>();
         let pool = BufferPool {
-            _memory: memory,
-            bytes,
+            slab: Arc::new(Slab { _memory: memory, bytes, count, buffer_bytes }),
             _ring: ring,
             entries,
-            count,
-            buffer_bytes,
             tail: Cell::new(0),
             lent: Cell::new(0),
         };
@@ -59,33 +80,38 @@ impl BufferPool {
     }
 
     pub(super) fn count(&self) -> u16 {
-        self.count
+        self.slab.count
     }
 
     pub(super) fn buffer_bytes(&self) -> u32 {
-        self.buffer_bytes
+        self.slab.buffer_bytes
+    }
+
+    /// For a reader on another thread.
+    pub(super) fn slab(&self) -> Arc<Slab> {
+        self.slab.clone()
     }
 
     /// Buffers that the kernel may pick from.
     pub(super) fn free(&self) -> u16 {
-        self.count - self.lent.get()
+        self.slab.count - self.lent.get()
     }
 
     /// Takes over buffer `index`, into which the kernel has put `len` bytes.
     pub(super) fn lend(self: &Rc<Self>, index: u16, len: u32) -> LentBuffer {
-        assert!(index < self.count && len <= self.buffer_bytes, "the kernel named a buffer that is not ours");
-        assert!(self.lent.get() < self.count, "more buffers lent than exist");
+        self.slab.check(index, len);
+        assert!(self.lent.get() < self.slab.count, "more buffers lent than exist");
         self.lent.set(self.lent.get() + 1);
-        LentBuffer { pool: self.clone(), index, len }
+        LentBuffer { lender: Lender::Here(self.clone()), index, len }
     }
 
     fn offer(&self, index: u16) {
-        let slot = usize::from(self.tail.get() & (self.count - 1));
+        let slot = usize::from(self.tail.get() & (self.slab.count - 1));
         // SAFETY: `slot` is below `count`, the entries live in `_ring`, and the kernel reads an entry only after
         // the tail was published past it; no reference to an entry outlives this block.
         let entry = unsafe { &mut *self.entries.add(slot) };
-        entry.set_addr(self.bytes.wrapping_add(usize::from(index) * self.buffer_bytes as usize) as u64);
-        entry.set_len(self.buffer_bytes);
+        entry.set_addr(self.slab.address(index) as u64);
+        entry.set_len(self.slab.buffer_bytes);
         entry.set_bid(index);
         self.tail.set(self.tail.get().wrapping_add(1));
     }
@@ -97,33 +123,90 @@ impl BufferPool {
         tail.store(self.tail.get(), Ordering::Release);
     }
 
-    fn give_back(&self, index: u16) {
+    pub(super) fn give_back(&self, index: u16) {
         self.offer(index);
         self.publish();
         self.lent.set(self.lent.get() - 1);
     }
 }
 
+/// The buffers of a network loop, as the node's own loop sees them.
+pub(super) struct FarPool {
+    slab: Arc<Slab>,
+    /// Numbers of buffers on their way back. It has room for all of them.
+    back: RefCell<Producer<u16>>,
+    /// Some went back since the owner was told last.
+    moved: Cell<bool>,
+}
+
+impl FarPool {
+    pub(super) fn new(slab: Arc<Slab>, back: Producer<u16>) -> FarPool {
+        assert!(
+            back.buffer().capacity() >= usize::from(slab.count),
+            "every buffer finds room on its way back"
+        );
+        FarPool { slab, back: RefCell::new(back), moved: Cell::new(false) }
+    }
+
+    /// Takes over a buffer that [`LentBuffer::detach`] let go.
+    pub(super) fn lend(self: &Rc<Self>, index: u16, len: u32) -> LentBuffer {
+        self.slab.check(index, len);
+        LentBuffer { lender: Lender::Far(self.clone()), index, len }
+    }
+
+    /// Whether buffers went back since this was asked last.
+    pub(super) fn take_moved(&self) -> bool {
+        self.moved.take()
+    }
+}
+
+enum Lender {
+    Here(Rc<BufferPool>),
+    Far(Rc<FarPool>),
+    /// The buffer went on to another holder.
+    Nobody,
+}
+
 /// Received bytes in a buffer of the ring; dropping it hands the buffer back to the kernel.
 pub struct LentBuffer {
-    pool: Rc<BufferPool>,
+    lender: Lender,
     index: u16,
     len: u32,
+}
+
+impl LentBuffer {
+    /// Number and length of the buffer, which stays lent until [`BufferPool::give_back`].
+    pub(super) fn detach(mut self) -> (u16, u32) {
+        self.lender = Lender::Nobody;
+        (self.index, self.len)
+    }
 }
 
 impl Deref for LentBuffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        let start = usize::from(self.index) * self.pool.buffer_bytes as usize;
-        // SAFETY: `lend` checked index and length against the memory that the pool keeps alive; the kernel does
+        let slab = match &self.lender {
+            Lender::Here(pool) => &pool.slab,
+            Lender::Far(pool) => &pool.slab,
+            Lender::Nobody => return &[],
+        };
+        // SAFETY: `lend` checked index and length against the memory that the slab keeps alive; the kernel does
         // not write to a buffer that is lent.
-        unsafe { std::slice::from_raw_parts(self.pool.bytes.add(start), self.len as usize) }
+        unsafe { std::slice::from_raw_parts(slab.address(self.index), self.len as usize) }
     }
 }
 
 impl Drop for LentBuffer {
     fn drop(&mut self) {
-        self.pool.give_back(self.index);
+        match &self.lender {
+            Lender::Here(pool) => pool.give_back(self.index),
+            Lender::Far(pool) => {
+                let kept = pool.back.borrow_mut().push(self.index);
+                assert!(kept.is_ok(), "a buffer came back twice");
+                pool.moved.set(true);
+            }
+            Lender::Nobody => {}
+        }
     }
 }
 
@@ -148,6 +231,22 @@ mod tests {
         assert_eq!(pool.free(), 3);
         drop(pool);
         assert!(second.iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn a_buffer_that_is_read_elsewhere_comes_back_through_the_queue() {
+        let pool = Rc::new(BufferPool::new(4, 4096));
+        let (back, mut returned) = rtrb::RingBuffer::new(4);
+        let far = Rc::new(FarPool::new(pool.slab(), back));
+        let (index, len) = pool.lend(2, 100).detach();
+        assert_eq!((pool.free(), far.take_moved()), (3, false), "it stays lent");
+        let there = far.lend(index, len);
+        drop(far.clone());
+        assert_eq!(there.len(), 100);
+        drop(there);
+        assert!(far.take_moved() && !far.take_moved());
+        pool.give_back(returned.pop().unwrap());
+        assert_eq!((pool.free(), returned.pop().is_err()), (4, true));
     }
 
     #[test]

@@ -304,6 +304,14 @@ mod tests {
 pub(super) mod for_tests {
     use super::*;
 
+    /// Waits until the eventfd was written, and resets it.
+    pub(in super::super) fn await_signal(fd: &OwnedFd) {
+        let mut count = [0u8; 8];
+        // SAFETY: `count` is valid for writes of eight bytes.
+        let outcome = unsafe { libc::read(fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        assert_eq!(outcome, 8);
+    }
+
     pub(in super::super) fn shrink_backlog(fd: RawFd) {
         // SAFETY: no pointers are passed.
         check(unsafe { libc::listen(fd, 0) }).unwrap();

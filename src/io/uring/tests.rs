@@ -2,6 +2,7 @@
 
 mod files;
 mod net;
+mod spread;
 
 use std::time::Duration;
 

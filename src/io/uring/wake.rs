@@ -30,7 +30,8 @@ impl Bell {
         self.fd.as_raw_fd()
     }
 
-    fn ring(&self) {
+    /// Wakes the loop, without an event for the node.
+    pub(super) fn ring(&self) {
         if !self.rung.swap(true, Ordering::AcqRel) {
             sys::signal(&self.fd);
         }
@@ -40,6 +41,19 @@ impl Bell {
     pub(super) fn answer(&self) -> bool {
         self.rung.swap(false, Ordering::AcqRel);
         self.woken.swap(false, Ordering::AcqRel)
+    }
+}
+
+#[cfg(test)]
+impl Bell {
+    pub(super) fn is_rung(&self) -> bool {
+        self.rung.load(Ordering::Acquire)
+    }
+
+    /// Sleeps until somebody rings, as a loop does in its ring.
+    pub(super) fn wait(&self) {
+        sys::for_tests::await_signal(&self.fd);
+        self.answer();
     }
 }
 

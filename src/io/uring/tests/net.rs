@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::thread;
 
+use super::super::net::loop_of;
 use super::super::sys::for_tests as sys;
 use super::*;
 
@@ -18,6 +19,7 @@ fn pair(config: UringConfig) -> (UringSeam, Inbox, ConnId, TcpStream) {
     let mut seam = UringSeam::new(config).unwrap();
     let mut inbox = Inbox::new();
     let (listener, addr) = seam.listen(loopback()).unwrap();
+    seam.spread(listener);
     seam.submit(Op::Accept { listener });
     let peer = TcpStream::connect(addr).unwrap();
     peer.set_nodelay(true).unwrap();
@@ -26,13 +28,28 @@ fn pair(config: UringConfig) -> (UringSeam, Inbox, ConnId, TcpStream) {
 }
 
 /// Every way of receiving: with all kernel features, with overflowing queues, without multishot, without shared
-/// buffers.
-fn configs() -> [UringConfig; 4] {
-    let all = UringConfig { buffers: 8, buffer_bytes: 4096, ..UringConfig::default() };
-    let no_multishot = UringConfig { multishot: false, ..all.clone() };
-    let no_buffers = UringConfig { shared_buffers: false, ..all.clone() };
-    let tiny = UringConfig { entries: 1, ..all.clone() };
-    [all, tiny, no_multishot, no_buffers]
+/// buffers; each of them on one loop and on three.
+fn configs() -> Vec<UringConfig> {
+    let small = UringConfig { buffers: 8, network_buffers: 8, buffer_bytes: 4096, ..UringConfig::default() };
+    let kinds = |all: UringConfig| {
+        let no_multishot = UringConfig { multishot: false, ..all.clone() };
+        let no_buffers = UringConfig { shared_buffers: false, ..all.clone() };
+        let tiny = UringConfig { entries: 1, network_queue: 1, ..all.clone() };
+        [all, tiny, no_multishot, no_buffers]
+    };
+    on_loops(small).into_iter().flat_map(kinds).collect()
+}
+
+/// On the node's loop alone, and with two network loops beside it.
+fn on_loops(config: UringConfig) -> [UringConfig; 2] {
+    [0, 2].map(|network_loops| UringConfig { network_loops, ..config.clone() })
+}
+
+/// On one loop and on three, each with and without copying.
+fn copying_or_not() -> Vec<UringConfig> {
+    let kinds = [ZeroCopy::Never, ZeroCopy::Everywhere];
+    let kinds = kinds.map(|zero_copy| UringConfig { zero_copy, ..UringConfig::default() });
+    kinds.into_iter().flat_map(on_loops).collect()
 }
 
 /// Resets the connection instead of closing it in order.
@@ -84,7 +101,8 @@ fn bytes_come_and_go_in_order_with_pauses_in_between() {
 
 #[test]
 fn a_paused_connection_stays_silent_until_resumed() {
-    for config in configs() {
+    // How soon a pause is in force on another thread nobody can say; what it bounds there has a test of its own.
+    for config in configs().into_iter().filter(|config| config.network_loops == 0) {
         let (mut seam, mut inbox, conn, mut peer) = pair(config);
         seam.submit(Op::Receive { conn });
         peer.write_all(b"one").unwrap();
@@ -104,8 +122,8 @@ fn a_paused_connection_stays_silent_until_resumed() {
 
 #[test]
 fn gathered_sends_of_megabytes_reach_a_slow_reader_whole() {
-    for zero_copy in [ZeroCopy::Never, ZeroCopy::Everywhere] {
-        let (mut seam, mut inbox, conn, mut peer) = pair(UringConfig { zero_copy, ..UringConfig::default() });
+    for config in copying_or_not() {
+        let (mut seam, mut inbox, conn, mut peer) = pair(config);
         // More slices than one gathered write takes, and large ones.
         let slices: Vec<SharedSlice> = (0..1500u64)
             .map(|index| SharedSlice::copy_of(&random_bytes(index, 1 + (index as usize * 37) % 9000)))
@@ -153,8 +171,8 @@ fn gathered_sends_of_megabytes_reach_a_slow_reader_whole() {
 
 #[test]
 fn large_owned_sends_arrive_whole_without_copy_as_well() {
-    for zero_copy in [ZeroCopy::Never, ZeroCopy::Everywhere] {
-        let (mut seam, mut inbox, conn, mut peer) = pair(UringConfig { zero_copy, ..UringConfig::default() });
+    for config in copying_or_not() {
+        let (mut seam, mut inbox, conn, mut peer) = pair(config);
         let data = random_bytes(3, 5 << 20);
         let reader = thread::spawn(move || {
             let mut got = vec![0; 5 << 20];
@@ -202,20 +220,22 @@ fn an_orderly_end_a_reset_and_a_local_end_are_told_apart() {
 
 #[test]
 fn a_send_to_a_peer_that_reset_the_connection_fails_and_ends_it() {
-    let (mut seam, mut inbox, conn, peer) = pair(UringConfig::default());
-    let data = Outgoing::Owned(vec![0; 64 << 20]);
-    seam.submit(Op::Send { token: 1, conn, data });
-    seam.reap(Some(seam.now()), &mut inbox.events);
-    reset(peer);
-    assert!(inbox.sent(&mut seam, 1).1.is_err());
-    assert_eq!(inbox.closed(&mut seam, conn), CloseReason::Reset);
-    assert!(inbox.events.is_empty());
+    for config in on_loops(UringConfig::default()) {
+        let (mut seam, mut inbox, conn, peer) = pair(config);
+        let data = Outgoing::Owned(vec![0; 64 << 20]);
+        seam.submit(Op::Send { token: 1, conn, data });
+        seam.reap(Some(seam.now()), &mut inbox.events);
+        reset(peer);
+        assert!(inbox.sent(&mut seam, 1).1.is_err());
+        assert_eq!(inbox.closed(&mut seam, conn), CloseReason::Reset);
+        assert!(inbox.events.is_empty());
+    }
 }
 
 #[test]
 fn a_connection_closed_with_operations_under_way_reports_them_first_and_its_end_last() {
-    for zero_copy in [ZeroCopy::Never, ZeroCopy::Everywhere] {
-        let (mut seam, mut inbox, conn, peer) = pair(UringConfig { zero_copy, ..UringConfig::default() });
+    for config in copying_or_not() {
+        let (mut seam, mut inbox, conn, peer) = pair(config);
         seam.submit(Op::Receive { conn });
         seam.submit(Op::Send { token: 1, conn, data: Outgoing::Owned(vec![7; 64 << 20]) });
         seam.reap(Some(seam.now()), &mut inbox.events);
@@ -239,9 +259,11 @@ fn a_connection_closed_with_operations_under_way_reports_them_first_and_its_end_
 
 #[test]
 fn slow_consumers_with_few_buffers_lose_nothing() {
-    let config = UringConfig { buffers: 4, buffer_bytes: 4096, ..UringConfig::default() };
-    starve(config.clone());
-    starve(UringConfig { entries: 1, ..config });
+    let config = UringConfig { buffers: 4, network_buffers: 4, buffer_bytes: 4096, ..UringConfig::default() };
+    for config in on_loops(config) {
+        starve(config.clone());
+        starve(UringConfig { entries: 1, network_queue: 1, ..config });
+    }
 }
 
 /// Eight connections share the few buffers, and every one gets all its bytes in order.
@@ -249,6 +271,7 @@ fn starve(config: UringConfig) {
     let mut seam = UringSeam::new(config).unwrap();
     let mut inbox = Inbox::new();
     let (listener, addr) = seam.listen(loopback()).unwrap();
+    seam.spread(listener);
     seam.submit(Op::Accept { listener });
     let (mut conns, mut peers) = (Vec::new(), Vec::new());
     for seed in 0..8u64 {
@@ -296,7 +319,11 @@ fn starve(config: UringConfig) {
 
 #[test]
 fn a_starved_connection_may_pause_resume_and_close() {
-    let config = UringConfig { buffers: 1, buffer_bytes: 4096, ..UringConfig::default() };
+    let config = UringConfig { buffers: 1, network_buffers: 1, buffer_bytes: 4096, ..UringConfig::default() };
+    on_loops(config).into_iter().for_each(starve_pause_and_close);
+}
+
+fn starve_pause_and_close(config: UringConfig) {
     let (mut seam, mut inbox, conn, mut peer) = pair(config);
     seam.submit(Op::Receive { conn });
     peer.write_all(&[1; 4096 * 3]).unwrap();
@@ -319,10 +346,16 @@ fn a_starved_connection_may_pause_resume_and_close() {
 
 #[test]
 fn thousands_of_connections_come_and_go_without_leaking_descriptors() {
+    on_loops(UringConfig::default()).into_iter().for_each(come_and_go);
+}
+
+fn come_and_go(config: UringConfig) {
     let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let mut seam = seam();
+    let loops = usize::from(config.network_loops);
+    let mut seam = UringSeam::new(config).unwrap();
     let mut inbox = Inbox::new();
     let (listener, addr) = seam.listen(loopback()).unwrap();
+    seam.spread(listener);
     seam.submit(Op::Accept { listener });
     let mut seen = std::collections::BTreeSet::new();
     let mut most = 0;
@@ -340,6 +373,10 @@ fn thousands_of_connections_come_and_go_without_leaking_descriptors() {
             assert!(seen.insert(conn), "an id is never used again");
             seam.submit(Op::Receive { conn });
         }
+        // The loops share them evenly.
+        let shares =
+            (1..=loops).map(|number| accepted.iter().filter(|&&conn| loop_of(conn) == number).count());
+        assert!(shares.into_iter().all(|share| share * loops == accepted.len()));
         most = most.max(open());
         let (first, second) = if round % 2 == 0 { (&dialled, &accepted) } else { (&accepted, &dialled) };
         for &conn in first {
@@ -388,8 +425,8 @@ fn a_dial_that_nobody_answers_fails_for_its_reason() {
 
 #[test]
 fn a_peer_that_reads_no_more_is_given_up_by_close_without_waiting() {
-    for zero_copy in [ZeroCopy::Never, ZeroCopy::Everywhere] {
-        let (mut seam, mut inbox, conn, peer) = pair(UringConfig { zero_copy, ..UringConfig::default() });
+    for config in copying_or_not() {
+        let (mut seam, mut inbox, conn, peer) = pair(config);
         seam.submit(Op::Receive { conn });
         seam.submit(Op::Send { token: 1, conn, data: Outgoing::Owned(vec![1; 4 << 20]) });
         let deadline = seam.now() + Duration::from_millis(20);
