@@ -54,6 +54,21 @@ pub struct ReceiverInfo {
     pub channel: Channel,
 }
 
+/// Damaged pages and the scrubber.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct PagesStatus {
+    /// Damaged and not repaired yet, and those of them for which no connected node has a good copy.
+    pub damaged: usize,
+    pub unrepairable: usize,
+    /// Since the process started.
+    pub found_bad: u64,
+    pub repaired: u64,
+    pub scrubbed: u64,
+    pub scrub_passes: u64,
+    pub last_pass_age_s: Option<u64>,
+    pub last_pass_pages: Option<u64>,
+}
+
 /// The answer to `baton query`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct QueryStatus {
@@ -64,4 +79,6 @@ pub struct QueryStatus {
     pub receiver: Option<ReceiverInfo>,
     /// Voters that may still be lost before a failover cannot find its quorum; absent when nobody knows.
     pub failures_survived: Option<usize>,
+    #[serde(default)]
+    pub pages: PagesStatus,
 }

@@ -135,6 +135,15 @@ impl QueryStatus {
         if let Some(spare) = self.failures_survived {
             field(out, "failover_survives", format!("{spare} more failure(s)"))?;
         }
+        writeln!(out, "\n Pages info:")?;
+        let pages = &self.pages;
+        field(out, "damaged", pages.damaged)?;
+        field(out, "unrepairable", pages.unrepairable)?;
+        field(out, "found_bad", pages.found_bad)?;
+        field(out, "repaired", pages.repaired)?;
+        field(out, "scrubbed_pages", pages.scrubbed)?;
+        field(out, "scrub_passes", pages.scrub_passes)?;
+        field(out, "last_pass", known(pages.last_pass_age_s, " s ago"))?;
         writeln!(out, "\n Senders info:")?;
         if self.senders.is_empty() {
             writeln!(out, "No information")?;
@@ -265,6 +274,7 @@ mod tests {
             senders: vec![sender],
             receiver: None,
             failures_survived: Some(1),
+            pages: Default::default(),
         };
         let text = query.text();
         assert!(text.starts_with(" HA state:\n        local_role                     : Primary\n"), "{text}");

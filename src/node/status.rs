@@ -11,7 +11,7 @@ use crate::cluster::{
 use crate::io::{ConnId, Seam};
 use crate::replication::{Message, SenderState};
 use crate::role::state::Repair;
-use crate::role::{Role, State};
+use crate::role::{DataStatus, Role, State};
 
 use super::Node;
 
@@ -58,6 +58,9 @@ impl<S: Seam> Node<S> {
         if self.exit.is_some() {
             return (NodeState::NeedRepair, "IO".into());
         }
+        if let Some(what) = self.data_trouble() {
+            return (NodeState::NeedRepair, what);
+        }
         match self.role.state() {
             State::Starting => (NodeState::Starting, String::new()),
             State::Normal if self.role.role() == Role::Primary && !self.serving => {
@@ -68,7 +71,7 @@ impl<S: Seam> Node<S> {
                 (NodeState::NeedRepair, why)
             }
             State::Normal if self.disk_full() => (NodeState::Normal, "disk full: writes are refused".into()),
-            State::Normal => (NodeState::Normal, String::new()),
+            State::Normal => (NodeState::Normal, self.roots.dispute_in_words()),
             State::Catchup => match (&self.streams.receiver, &self.streams.refused) {
                 (None, Some(why)) if why.starts_with("WAL") => (NodeState::NeedRepair, why.clone()),
                 _ => (NodeState::Catchup, String::new()),
@@ -80,6 +83,18 @@ impl<S: Seam> Node<S> {
             State::Promoting => (NodeState::Promoting, String::new()),
             State::Demoting => (NodeState::Demoting, String::new()),
             State::Building => (NodeState::Building, String::new()),
+        }
+    }
+
+    /// What is wrong with the data itself, as far as it needs somebody's attention.
+    fn data_trouble(&self) -> Option<String> {
+        if self.role.control().status == DataStatus::Sick {
+            return Some(self.roots.sick_in_words());
+        }
+        match self.repairs.failed() {
+            0 => None,
+            1 => Some("page: 1 is damaged, and no connected node has a good copy".into()),
+            n => Some(format!("page: {n} are damaged, and no connected node has good copies")),
         }
     }
 
@@ -266,6 +281,7 @@ impl<S: Seam> Node<S> {
             senders,
             receiver,
             failures_survived,
+            pages: self.pages_status(),
         }
     }
 

@@ -59,6 +59,8 @@ pub(super) enum Reader {
     Sender(ConnId),
     Server(ConnId),
     Redo,
+    /// A disputed checkpoint is made again.
+    Settle,
 }
 
 impl<S: Seam> Node<S> {
@@ -120,6 +122,9 @@ impl<S: Seam> Node<S> {
             Message::StatusRequest(_) => self.answer_status(conn),
             Message::StatusReply(json) => self.status_arrived(from, &json),
             Message::CheckpointRoots(roots) => self.roots_arrived(from, &roots),
+            Message::RootVerdict(verdict) => self.verdict_arrived(from, &verdict),
+            Message::PageFetch(fetch) => self.on_page_fetch(conn, fetch),
+            Message::PageReply(reply) => self.on_page_reply(from, reply),
             Message::LeaseRelease | Message::Build(_) => {}
             Message::Hello(_)
             | Message::Challenge(_)
@@ -285,7 +290,7 @@ impl<S: Seam> Node<S> {
                     Reader::Server(conn) => {
                         self.streams.servers.get_mut(&conn).expect("it asked").loading = true;
                     }
-                    Reader::Redo => {}
+                    Reader::Redo | Reader::Settle => {}
                 }
                 self.read_log(reader, from, bytes);
                 false
@@ -327,7 +332,7 @@ impl<S: Seam> Node<S> {
                 }
                 step
             }
-            Reader::Redo => return,
+            Reader::Redo | Reader::Settle => return,
         };
         if self.take_step(conn, reader, step) {
             self.feed(conn);
@@ -479,6 +484,7 @@ impl<S: Seam> Node<S> {
                     Some(ReceiverSlot { conn, leader: from, receiver, begun_at: start.end });
                 self.leader_heard(from, term, start.end);
                 self.standby_progress();
+                self.tell_roots();
             }
             Err(error) => self.break_link(conn, &error.to_string()),
         }

@@ -1,6 +1,5 @@
 //! The questions that the data path asks the role machine: about sessions, acks, frames, leases and commits.
 
-use super::control::DataStatus;
 use super::history;
 use super::machine::{Phase, RoleMachine, Verdict, Work};
 use super::policy::CommitRule;
@@ -69,9 +68,7 @@ impl RoleMachine {
     /// from now on for the lease time.
     pub fn grant(&mut self, now: Mono, leader: NodeId, term: Term) -> bool {
         let followed = self.following() == Some((leader, term));
-        followed
-            && self.control.status == DataStatus::Whole
-            && self.grants.grant(now, leader, term, self.config.lease)
+        followed && self.control.status.votes() && self.grants.grant(now, leader, term, self.config.lease)
     }
 
     /// Leader side: may reads and early replies be answered now?
