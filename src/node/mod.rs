@@ -22,6 +22,7 @@ mod clients;
 pub mod control;
 mod control_file;
 mod data;
+pub mod dir_store;
 mod files;
 mod gates;
 mod groups;
@@ -335,8 +336,10 @@ impl<S: Seam> Node<S> {
         self.pump_role();
         self.release_gates();
         self.seal_due();
-        self.drive_log();
+        // Standbys first: handing a write to the disk takes longer than handing bytes to a socket, and the standby's
+        // write is the last to end.
         self.feed_all();
+        self.drive_log();
         // Right behind a seal the open group is empty, which is where a checkpoint record must stand.
         self.log_checkpoints();
         let applying = self.apply_some();
