@@ -32,7 +32,7 @@ pub struct Data {
     cursor: FrameCursor,
     pages: FileId,
     superblock: FileId,
-    reading: BTreeSet<PageNo>,
+    pub reading: BTreeSet<PageNo>,
     /// Clients whose command waits for a page.
     pub parked: BTreeMap<PageNo, Vec<ConnId>>,
     growing: Option<Growing>,

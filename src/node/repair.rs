@@ -130,10 +130,23 @@ impl<S: Seam> Node<S> {
             .map(|(page, _)| *page)
             .collect();
         late.into_iter().for_each(|page| self.ask_next(page));
+        self.wake_forgotten();
         let (store, now) = (&self.data.store, self.now);
         self.repairs.failed.retain(|page, _| store.is_damaged(*page));
         self.repairs.repaired.retain(|_, (at, _)| now.since(*at) < REPAIRED_WITHIN);
         self.scrub_some();
+    }
+
+    /// Wakes whoever waits for a damaged page that was freed before its repair began.
+    fn wake_forgotten(&mut self) {
+        let waited = self.data.parked.keys().chain(self.repairs.serve_waits.keys());
+        let on_its_way = |page: &PageNo| {
+            self.data.reading.contains(page)
+                || self.data.store.is_damaged(*page)
+                || self.repairs.under_way.contains_key(page)
+        };
+        let forgotten: Vec<PageNo> = waited.filter(|page| !on_its_way(page)).copied().collect();
+        forgotten.into_iter().for_each(|page| self.page_settled(page));
     }
 
     fn start_repair(&mut self, page: PageNo) {

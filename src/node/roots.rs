@@ -290,7 +290,7 @@ impl<S: Seam> Node<S> {
     pub(super) fn settle_some(&mut self) -> bool {
         if self.roots.settling.is_none() {
             let Some((shard, at, _)) = self.roots.undecided() else { return false };
-            if self.data.store.walking() || self.committed.lsn() < at {
+            if self.data.store.walking() || self.committed.lsn() <= at {
                 return false;
             }
             self.begin_settling(shard, at);
@@ -367,6 +367,10 @@ impl<S: Seam> Node<S> {
         for (header, used) in &frames {
             if header.first < settling.next {
                 continue;
+            }
+            if header.first > settling.next {
+                // Read for a dispute that is over.
+                return self.settled(None);
             }
             settling.next = header.end();
             let records = RecordReader::new(&used[HEADER_BYTES..]);

@@ -12,6 +12,7 @@ CHAPTERS = {
     "clients": "clients that exist",
     "badinput": "bad input",
     "badfiles": "bad files and folders",
+    "decay": "pages that decay",
     "kills": "kill -9 under load",
     "disk": "a full disk",
     "limits": "limits",
