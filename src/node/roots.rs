@@ -342,14 +342,15 @@ impl<S: Seam> Node<S> {
     /// Reads the next stretch of log from the disk, whatever of it is still in memory.
     fn read_settling(&mut self) {
         let settling = self.roots.settling.as_mut().expect("the caller looked");
-        let at = settling.next;
-        if at >= self.log.wal.flushed().lsn() {
+        let (at, flushed) = (settling.next, self.log.wal.flushed().lsn());
+        if at >= flushed {
             return self.settled(None);
         }
         settling.reading = true;
         let size = self.log.segment_bytes;
         let (segment, offset) = (at.segment(size), at.offset(size));
-        let len = LOG_BYTES.min(size - offset) as usize;
+        // Behind what is flushed stands anything.
+        let len = LOG_BYTES.min(size - offset).min(flushed.since(at)) as usize;
         self.submit_log_read(Reader::Settle, at, segment, offset, len);
     }
 
