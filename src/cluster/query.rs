@@ -72,6 +72,21 @@ pub struct ReceiverInfo {
     pub channel: Channel,
 }
 
+/// Damaged pages and the scrubber.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct PagesStatus {
+    /// Damaged and not repaired yet, and those of them for which no connected node has a good copy.
+    pub damaged: usize,
+    pub unrepairable: usize,
+    /// Since the process started.
+    pub found_bad: u64,
+    pub repaired: u64,
+    pub scrubbed: u64,
+    pub scrub_passes: u64,
+    pub last_pass_age_s: Option<u64>,
+    pub last_pass_pages: Option<u64>,
+}
+
 /// The answer to `baton query`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct QueryStatus {
@@ -88,6 +103,8 @@ pub struct QueryStatus {
     pub written_lsn: u64,
     /// This standby applies that much later on purpose.
     pub apply_delay_ms: Option<u64>,
+    #[serde(default)]
+    pub pages: PagesStatus,
 }
 
 /// Whole percent of a log that are there; 100 only when all is.

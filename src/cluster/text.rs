@@ -146,6 +146,15 @@ impl QueryStatus {
         if let Some(delay) = self.apply_delay_ms {
             field(out, "apply_delay", format!("{delay} ms"))?;
         }
+        writeln!(out, "\n Pages info:")?;
+        let pages = &self.pages;
+        field(out, "damaged", pages.damaged)?;
+        field(out, "unrepairable", pages.unrepairable)?;
+        field(out, "found_bad", pages.found_bad)?;
+        field(out, "repaired", pages.repaired)?;
+        field(out, "scrubbed_pages", pages.scrubbed)?;
+        field(out, "scrub_passes", pages.scrub_passes)?;
+        field(out, "last_pass", known(pages.last_pass_age_s, " s ago"))?;
         writeln!(out, "\n Senders info:")?;
         if self.senders.is_empty() {
             writeln!(out, "No information")?;
@@ -300,6 +309,7 @@ mod tests {
             writes_survive: Some(1),
             written_lsn: 4096,
             apply_delay_ms: None,
+            pages: Default::default(),
         };
         let text = query.text();
         assert!(text.starts_with(" HA state:\n        local_role                     : Primary\n"), "{text}");

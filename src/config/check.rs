@@ -248,6 +248,8 @@ impl Checker<'_> {
             shards: self.number("shards", 1, u64::from(SHARDS_MAX)).map_or(SHARDS_DEFAULT, |n| n as u16),
             segment_bytes,
             staleness_bound: self.duration("staleness_bound", milli, second * 86_400),
+            scrub_rate: self.size("scrub_rate", 0, 16 << 30).unwrap_or(4 << 20),
+            scrub_every: self.duration("scrub_every", second, second * 86_400 * 30).unwrap_or(second * 3600),
             wal_sync: self
                 .word(
                     "wal_sync",

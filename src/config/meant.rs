@@ -203,6 +203,10 @@ pub struct Config {
     pub shards: u16,
     pub segment_bytes: u64,
     pub staleness_bound: Option<Duration>,
+    /// Bytes per second that the scrubber reads; 0 = off.
+    pub scrub_rate: u64,
+    /// Its pause between two passes.
+    pub scrub_every: Duration,
     pub wal_sync: WalSync,
     /// `None`: calibrated.
     pub frames_in_flight: Option<usize>,
@@ -291,6 +295,8 @@ impl Config {
             ("shards", self.shards.to_string()),
             ("segment_bytes", show_size(self.segment_bytes)),
             ("staleness_bound", time(self.staleness_bound)),
+            ("scrub_rate", show_size(self.scrub_rate)),
+            ("scrub_every", show_duration(self.scrub_every)),
             ("wal_sync", self.wal_sync.name().into()),
             (
                 "frames_in_flight",

@@ -83,7 +83,7 @@ fn every_value_is_read_as_written() {
         "data = \"../d\"\ncores = 1\nmemory = \"2GiB\"\nsync = \"FIRST 2 (3, 1, 2)\"\ncommit = \"remote_receive\"\n\
          commit_timeout = \"250ms\"\nreads = \"local\"\nmax_clients = 5\nlog_retention = \"1GiB\"\nshards = 8\n\
          segment_bytes = \"1MiB\"\nstaleness_bound = \"3s\"\nwal_sync = \"dsync\"\nframes_in_flight = 4\n\
-         log_level = \"debug\"\nlog_format = \"json\"\nclient_password = \"p\"\nhttp_listen = \"[::1]:9\"\n\
+         scrub_rate = \"0B\"\nscrub_every = \"2m\"\nlog_level = \"debug\"\nlog_format = \"json\"\nclient_password = \"p\"\nhttp_listen = \"[::1]:9\"\n\
          degrade = \"never\"\nstore = \"none\"",
     ))
     .unwrap();
@@ -95,6 +95,7 @@ fn every_value_is_read_as_written() {
     assert_eq!((config.log_retention, config.segment_bytes), (Some(1 << 30), 1 << 20));
     assert_eq!(config.staleness_bound, Some(Duration::from_secs(3)));
     assert_eq!((config.wal_sync, config.frames_in_flight), (WalSync::Dsync, Some(4)));
+    assert_eq!((config.scrub_rate, config.scrub_every), (0, Duration::from_secs(120)));
     assert_eq!((config.log_level, config.log_format), (LogLevel::Debug, LogFormat::Json));
     assert_eq!(config.client_password.as_ref().unwrap().reveal(), "p");
     assert_eq!(config.http_listen.unwrap().port(), 9);

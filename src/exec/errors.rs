@@ -61,6 +61,8 @@ pub const NO_REPLICAS: &str = "NOREPLICAS Not enough good replicas to write.";
 /// The disk has no room for more log. Refused before anything was appended; reads go on.
 pub const DISK_FULL: &str =
     "MISCONF disk full: no room for more log, writes are refused until space is freed";
+/// A shard of this node is not what its own log makes of it (`protocol` 7.2).
+pub const SICK: &str = "MISCONF this node's copy of the data is not sound, ask another node";
 /// Delta memory is used up until a checkpoint completes.
 pub const OUT_OF_MEMORY: &str = "OOM command not allowed until a checkpoint has freed memory.";
 /// A stored entry does not decode. The scrubber finds and repairs its page.

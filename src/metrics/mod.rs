@@ -51,6 +51,14 @@ numbers! {
     wal_writes = "baton_wal_writes_total", "Durable log writes.";
     records_applied = "baton_records_applied_total", "Committed records applied to shards.";
     page_misses = "baton_page_misses_total", "Pages read from disk on behalf of a command.";
+    pages_damaged = "baton_pages_damaged_total", "Pages found that are not what their parent says.";
+    pages_repaired = "baton_pages_repaired_total", "Damaged pages made whole again.";
+    page_repairs_failed = "baton_page_repairs_failed_total", "Tries to repair a page that found no good copy.";
+    pages_served = "baton_pages_served_total", "Pages and long values sent to nodes that repair theirs.";
+    scrub_pages = "baton_scrub_pages_total", "Pages read by the scrubber.";
+    scrub_bad = "baton_scrub_pages_bad_total", "Pages that the scrubber found damaged.";
+    scrub_passes = "baton_scrub_passes_total", "Whole passes of the scrubber.";
+    roots_compared = "baton_roots_compared_total", "Checkpoints compared with another node's.";
     pages_written = "baton_pages_written_total", "Pages written by checkpoints.";
     checkpoints_done = "baton_checkpoints_done_total", "Shard checkpoints finished.";
     terms_started = "baton_terms_started_total", "Terms that this node started as leader.";
@@ -74,6 +82,8 @@ numbers! {
     keys = "baton_keys", "User keys, expired ones not yet removed included.";
     delta_bytes = "baton_delta_bytes", "Memory of changes since the last checkpoints.";
     cache_bytes = "baton_cache_bytes", "Memory of cached pages.";
+    pages_damaged_now = "baton_pages_damaged", "Damaged pages that are not repaired yet.";
+    root_disputes = "baton_root_disputes", "Shards whose roots differ from another node's.";
     wal_kept_bytes = "baton_wal_kept_bytes", "Log bytes kept on disk.";
     disk_free_bytes = "baton_disk_free_bytes", "Free bytes of the data folder's file system.";
 }

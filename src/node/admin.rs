@@ -399,6 +399,8 @@ impl<S: Seam> Node<S> {
         gauge.is_primary = u64::from(self.role.leading().is_some());
         gauge.delta_bytes = (memory.delta_bytes + memory.frozen_bytes) as u64;
         gauge.cache_bytes = memory.cache_bytes as u64;
+        gauge.pages_damaged_now = self.data.store.damaged_pages().count() as u64;
+        gauge.root_disputes = self.roots.disputes.len() as u64;
         gauge.wal_kept_bytes = self.log.keeper.segment_bytes();
         self.metrics.snapshot().prometheus()
     }

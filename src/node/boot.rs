@@ -297,14 +297,13 @@ fn open_store<S: Seam>(
                         .map_err(io("reading a page"))?;
                     if let Err(damage) = store.page_read(page, &bytes) {
                         tracing::error!(page = page.0, what = damage.what, "an inner page is damaged");
-                        let error =
-                            std::io::Error::other(format!("page {} is damaged: {}", page.0, damage.what));
-                        return Err(BootError::Io { what: "walking the store", error });
                     }
                 }
             }
-            WalkStep::Working | WalkStep::Waiting => {}
-            WalkStep::Done => return Ok((store, superblock, pages)),
+            WalkStep::Working => {}
+            // All that was asked for was read: what is missing is damaged. The running node asks its peers for it and
+            // goes on with the walk.
+            WalkStep::Waiting | WalkStep::Done => return Ok((store, superblock, pages)),
         }
     }
 }
@@ -429,6 +428,7 @@ impl Parts {
             control,
             now,
         );
+        let roots = super::roots::Roots::of(&store);
         let redo = Replay::new(Redo::new(&store), Crew::alone(options.redo_workers));
         let applied = store.redo_from();
         let committed = CommittedLsn(recovered.known_committed.lsn());
@@ -470,7 +470,8 @@ impl Parts {
             executed: false,
             serve_after: None,
             readable_from: committed.lsn(),
-            roots: Default::default(),
+            roots,
+            repairs: Default::default(),
             voters_missing_since: None,
             links,
             link_events: Vec::new(),

@@ -12,6 +12,7 @@ use crate::exec::{
 };
 use crate::io::{ConnId, ListenerId, Op, Outgoing, ReceivedBytes, Seam};
 use crate::resp::{Parse, RequestParser};
+use crate::role::DataStatus;
 use crate::store::PageNo;
 
 use super::gates::{Level, Need, Replies, Watermarks};
@@ -272,6 +273,9 @@ impl<S: Seam> Node<S> {
 
     /// What this node may do for clients now.
     pub(super) fn mode(&self) -> Mode {
+        if self.role.control().status == DataStatus::Sick {
+            return Mode::Closed(errors::SICK);
+        }
         if self.serving {
             let writes = if self.stopping.is_some() {
                 Writes::Refused(errors::STOPPING)
@@ -459,9 +463,13 @@ impl<S: Seam> Node<S> {
         match outcome {
             Outcome::Miss(miss) => {
                 self.metrics.count.page_misses += 1;
-                if let Some(what) = self.data.damaged.get(&miss.page) {
-                    let text =
-                        format!("IOERR page {} of shard {} is damaged ({what})", miss.page.0, miss.shard);
+                if self.data.store.is_damaged(miss.page)
+                    && let Some(why) = self.repairs.failure(miss.page)
+                {
+                    let text = format!(
+                        "IOERR page {} of shard {} is damaged ({why}), nothing was changed",
+                        miss.page.0, miss.shard
+                    );
                     let out = client.replies.buffer();
                     out.extend_from_slice(format!("-{text}\r\n").as_bytes());
                     client.replies.close_gate(Need::NOTHING, self.now);

@@ -7,7 +7,7 @@ use crate::base::limits::PAGE_BYTES;
 use crate::base::{AlignedBuf, AppliedLsn, Lsn, Mono, ShardId, WallMs};
 use crate::io::{ConnId, FileId, Op, Seam};
 use crate::record::{MERGE_VERSION, Record};
-use crate::store::{FlushToken, MergeStep, Miss, PageNo, Store};
+use crate::store::{FlushToken, MergeStep, Miss, PageNo, Store, WalkStep};
 
 use super::redo::Replay;
 use super::{Node, token};
@@ -26,9 +26,7 @@ pub struct Data {
     pub clock: WallMs,
     pages: FileId,
     superblock: FileId,
-    reading: BTreeSet<PageNo>,
-    /// Pages that failed their check: whoever needs them gets an error.
-    pub damaged: BTreeMap<PageNo, String>,
+    pub reading: BTreeSet<PageNo>,
     /// Clients whose command waits for a page.
     pub parked: BTreeMap<PageNo, Vec<ConnId>>,
     growing: Option<Growing>,
@@ -40,7 +38,7 @@ pub struct Data {
     /// Position at which the last checkpoint record was logged by this primary, and the shard it named.
     next_shard: u16,
     last_checkpoint: Lsn,
-    pub(super) more_merges: bool,
+    pub more_merges: bool,
     /// Roots of finished checkpoints not yet compared with other nodes.
     pub fresh_roots: Vec<(ShardId, Lsn, crate::base::Digest)>,
 }
@@ -71,7 +69,6 @@ impl Data {
             pages,
             superblock,
             reading: BTreeSet::new(),
-            damaged: BTreeMap::new(),
             parked: BTreeMap::new(),
             growing: None,
             starved: false,
@@ -82,6 +79,10 @@ impl Data {
             more_merges: true,
             fresh_roots: Vec::new(),
         }
+    }
+
+    pub fn pages_file(&self) -> FileId {
+        self.pages
     }
 
     pub fn leader_clock(&mut self, clock: WallMs) {
@@ -139,6 +140,17 @@ impl<S: Seam> Node<S> {
         let mut more = false;
         while self.data.more_merges && budget > 0 {
             budget -= 1;
+            // The walk at start met a damaged page: it goes on here, and merges wait for it.
+            if self.data.store.walking() {
+                match self.data.store.walk_step() {
+                    WalkStep::NeedPages(pages) => pages.into_iter().for_each(|p| self.read_page(p)),
+                    WalkStep::Working => {}
+                    WalkStep::Done => tracing::info!("the walk over the store is complete"),
+                    WalkStep::Waiting => self.data.more_merges = false,
+                }
+                more = self.data.more_merges;
+                continue;
+            }
             match self.data.store.merge_step(1) {
                 MergeStep::NeedPages(pages) => pages.into_iter().for_each(|p| self.read_page(p)),
                 MergeStep::Write(writes) => {
@@ -236,7 +248,8 @@ impl<S: Seam> Node<S> {
     }
 
     pub(super) fn read_page(&mut self, page: PageNo) {
-        if self.data.damaged.contains_key(&page) || !self.data.reading.insert(page) {
+        // A damaged page is not read again: its repair brings it.
+        if self.data.store.is_damaged(page) || !self.data.reading.insert(page) {
             return;
         }
         let (file, offset) = (self.data.pages, page.0 * PAGE_BYTES as u64);
@@ -249,14 +262,12 @@ impl<S: Seam> Node<S> {
         self.data.more_merges = true;
         let damage = match result {
             Ok(bytes) => self.data.store.page_read(page, &bytes).err().map(|d| d.what.to_string()),
-            Err(error) => Some(error.to_string()),
+            Err(error) => self.data.store.page_unreadable(page).then(|| error.to_string()),
         };
-        if let Some(what) = damage {
-            tracing::error!(page = page.0, what, "a page of the store is damaged");
-            self.data.damaged.insert(page, what);
-        }
-        for conn in self.data.parked.remove(&page).unwrap_or_default() {
-            self.resume_client(conn);
+        match damage {
+            // Whoever waits goes on waiting: for the repair, or for its failure.
+            Some(what) => self.page_is_damaged(page, &what),
+            None => self.page_settled(page),
         }
     }
 
@@ -302,7 +313,7 @@ impl<S: Seam> Node<S> {
     }
 
     /// A failed write or flush is never retried: nobody knows any more what is on the disk (protocol 5.6).
-    fn data_failed(&mut self, what: &str, error: &std::io::Error) {
+    pub(super) fn data_failed(&mut self, what: &str, error: &std::io::Error) {
         tracing::error!(what, %error, "the data disk failed");
         self.fail("a write to the data files failed");
     }

@@ -373,7 +373,7 @@ impl<S: Seam> Node<S> {
         self.submit_log_read(reader, from, segment, offset, len);
     }
 
-    fn submit_log_read(&mut self, reader: Reader, at: Lsn, segment: u64, offset: u64, len: usize) {
+    pub(super) fn submit_log_read(&mut self, reader: Reader, at: Lsn, segment: u64, offset: u64, len: usize) {
         match self.segment_file(segment) {
             Ok(file) => {
                 self.log.next_read += 1;
@@ -407,6 +407,7 @@ impl<S: Seam> Node<S> {
         match reader {
             Reader::Redo => self.redo_loaded(frames),
             Reader::Cut => self.cut_loaded(frames),
+            Reader::Settle => self.settle_loaded(frames),
             Reader::Sender(conn) | Reader::Server(conn) => {
                 let frames = frames.map_err(|error| Refusal {
                     reason: RefuseReason::Unhealthy,

@@ -40,6 +40,7 @@ mod outbox;
 mod rates;
 mod redo;
 mod reload;
+mod repair;
 mod roles;
 mod roots;
 mod run;
@@ -148,6 +149,7 @@ pub struct Node<S: Seam> {
     /// Reads wait until redo has reached what was known to be committed at start.
     readable_from: Lsn,
     roots: roots::Roots,
+    repairs: repair::Repairs,
     /// Since when the connected voters are too few for a commit.
     voters_missing_since: Option<Mono>,
 
@@ -280,6 +282,9 @@ impl<S: Seam> Node<S> {
             Event::Read { token, result } => match token::purpose(token) {
                 Purpose::PageRead(page) => self.page_arrived(page, result),
                 Purpose::LogRead(id) => self.log_read_arrived(id, result),
+                Purpose::RepairRead(page) => self.repair_read_arrived(page, result),
+                Purpose::RepairSearch(page) => self.search_read_arrived(page, result),
+                Purpose::ScrubRead(page) => self.scrub_read_arrived(page, result),
                 other => unreachable!("no reads for {other:?}"),
             },
             Event::Written { token, result } | Event::Flushed { token, result } => {
@@ -295,6 +300,7 @@ impl<S: Seam> Node<S> {
             Purpose::Wal(id) => self.wal_completed(id, result),
             Purpose::Segment(id) => self.segment_completed(id, result),
             Purpose::PageWrite(page) => self.page_written(page, result),
+            Purpose::RepairWrite(page) => self.repair_written(page, result),
             Purpose::PageFlush(round) => self.pages_flushed(round, result),
             Purpose::PageGrow => self.grown(result),
             Purpose::Superblock => self.superblock_written(result),
@@ -367,7 +373,8 @@ impl<S: Seam> Node<S> {
         if applying || self.log_moved {
             self.standby_progress();
         }
-        let merging = self.merge_some();
+        let merging = self.merge_some() | self.settle_some();
+        self.drive_repairs();
         self.check_serve();
         self.pump_role();
         self.drive_log();
@@ -408,6 +415,7 @@ impl<S: Seam> Node<S> {
             self.drive_keeper();
         }
         self.retry_growing();
+        self.repair_timers();
         for listener in std::mem::take(&mut self.clients.accept_again) {
             self.seam.submit(Op::Accept { listener });
         }

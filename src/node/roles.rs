@@ -220,6 +220,7 @@ impl<S: Seam> Node<S> {
             self.executed = false;
         }
         self.forget_groups();
+        self.forget_roots_above(self.committed.lsn());
         self.streams.stop_leading();
     }
 

@@ -14,7 +14,7 @@ use crate::cluster::{
 use crate::io::{ConnId, Seam};
 use crate::replication::{Message, SenderState};
 use crate::role::state::Repair;
-use crate::role::{Role, State};
+use crate::role::{DataStatus, Role, State};
 
 use super::Node;
 use super::streams::{ReceiverSlot, SenderSlot};
@@ -91,6 +91,9 @@ impl<S: Seam> Node<S> {
         if self.pending {
             return (NodeState::Normal, "pending: it waits to be told its role".into());
         }
+        if let Some(what) = self.data_trouble() {
+            return (NodeState::NeedRepair, what);
+        }
         match self.role.state() {
             State::Starting => (NodeState::Starting, String::new()),
             State::Normal if self.role.role() == Role::Primary && !self.serving => {
@@ -101,7 +104,7 @@ impl<S: Seam> Node<S> {
                 (NodeState::NeedRepair, why)
             }
             State::Normal if self.disk_full() => (NodeState::Normal, "disk full: writes are refused".into()),
-            State::Normal => (NodeState::Normal, String::new()),
+            State::Normal => (NodeState::Normal, self.roots.dispute_in_words()),
             State::Catchup => match (&self.streams.receiver, &self.streams.refused) {
                 (None, Some(why)) if why.starts_with("WAL") => (NodeState::NeedRepair, why.clone()),
                 _ => (NodeState::Catchup, String::new()),
@@ -113,6 +116,18 @@ impl<S: Seam> Node<S> {
             State::Promoting => (NodeState::Promoting, String::new()),
             State::Demoting => (NodeState::Demoting, String::new()),
             State::Building => (NodeState::Building, String::new()),
+        }
+    }
+
+    /// What is wrong with the data itself, as far as it needs somebody's attention.
+    fn data_trouble(&self) -> Option<String> {
+        if self.role.control().status == DataStatus::Sick {
+            return Some(self.roots.sick_in_words());
+        }
+        match self.repairs.failed() {
+            0 => None,
+            1 => Some("page: 1 is damaged, and no connected node has a good copy".into()),
+            n => Some(format!("page: {n} are damaged, and no connected node has good copies")),
         }
     }
 
@@ -359,6 +374,7 @@ impl<S: Seam> Node<S> {
             written_lsn: self.log.wal.written().0,
             apply_delay_ms: self.config.apply_delay(self.me()).map(|delay| delay.as_millis() as u64),
             me,
+            pages: self.pages_status(),
         }
     }
 

@@ -61,6 +61,8 @@ pub(super) enum Reader {
     Redo,
     /// The cut of a dropped tail.
     Cut,
+    /// A disputed checkpoint is made again.
+    Settle,
 }
 
 impl<S: Seam> Node<S> {
@@ -123,6 +125,9 @@ impl<S: Seam> Node<S> {
             Message::StatusRequest(asked) => self.asked_by_peer(conn, from, &asked),
             Message::StatusReply(json) => self.status_arrived(from, &json),
             Message::CheckpointRoots(roots) => self.roots_arrived(from, &roots),
+            Message::RootVerdict(verdict) => self.verdict_arrived(from, &verdict),
+            Message::PageFetch(fetch) => self.on_page_fetch(conn, fetch),
+            Message::PageReply(reply) => self.on_page_reply(from, reply),
             Message::LeaseRelease | Message::Build(_) => {}
             Message::Hello(_)
             | Message::Challenge(_)
@@ -289,7 +294,7 @@ impl<S: Seam> Node<S> {
                     Reader::Server(conn) => {
                         self.streams.servers.get_mut(&conn).expect("it asked").loading = true;
                     }
-                    Reader::Redo | Reader::Cut => {}
+                    Reader::Redo | Reader::Cut | Reader::Settle => {}
                 }
                 self.read_log(reader, from, bytes);
                 false
@@ -331,7 +336,7 @@ impl<S: Seam> Node<S> {
                 }
                 step
             }
-            Reader::Redo | Reader::Cut => return,
+            Reader::Redo | Reader::Cut | Reader::Settle => return,
         };
         if self.take_step(conn, reader, step) {
             self.feed(conn);
@@ -483,6 +488,7 @@ impl<S: Seam> Node<S> {
                     Some(ReceiverSlot { conn, leader: from, receiver, begun_at: start.end });
                 self.leader_heard(from, term, start.end);
                 self.standby_progress();
+                self.tell_roots();
             }
             Err(error) => self.break_link(conn, &error.to_string()),
         }

@@ -19,6 +19,10 @@ const CONTROL: u64 = 9;
 const PAGE_GROW: u64 = 10;
 const MARK: u64 = 11;
 const TAIL: u64 = 12;
+const REPAIR_READ: u64 = 13;
+const REPAIR_WRITE: u64 = 14;
+const REPAIR_SEARCH: u64 = 15;
+const SCRUB_READ: u64 = 16;
 
 /// A token taken apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +39,12 @@ pub enum Purpose {
     PageWrite(u64),
     PageFlush(u64),
     PageGrow,
+    /// The bytes of a damaged page, read once more.
+    RepairRead(u64),
+    RepairWrite(u64),
+    /// Pages looked through for lost children, from this one on.
+    RepairSearch(u64),
+    ScrubRead(u64),
     Superblock,
     /// Reading the log for somebody who is behind.
     LogRead(u64),
@@ -72,6 +82,18 @@ pub fn page_flush(round: u64) -> Token {
 pub fn page_grow() -> Token {
     make(PAGE_GROW, 0)
 }
+pub fn repair_read(page: u64) -> Token {
+    make(REPAIR_READ, page)
+}
+pub fn repair_write(page: u64) -> Token {
+    make(REPAIR_WRITE, page)
+}
+pub fn repair_search(page: u64) -> Token {
+    make(REPAIR_SEARCH, page)
+}
+pub fn scrub_read(page: u64) -> Token {
+    make(SCRUB_READ, page)
+}
 pub fn superblock() -> Token {
     make(SUPERBLOCK, 0)
 }
@@ -101,6 +123,10 @@ pub fn purpose(token: Token) -> Purpose {
         PAGE_WRITE => Purpose::PageWrite(id),
         PAGE_FLUSH => Purpose::PageFlush(id),
         PAGE_GROW => Purpose::PageGrow,
+        REPAIR_READ => Purpose::RepairRead(id),
+        REPAIR_WRITE => Purpose::RepairWrite(id),
+        REPAIR_SEARCH => Purpose::RepairSearch(id),
+        SCRUB_READ => Purpose::ScrubRead(id),
         SUPERBLOCK => Purpose::Superblock,
         LOG_READ => Purpose::LogRead(id),
         CONTROL => Purpose::Control,

@@ -435,7 +435,7 @@ impl RoleMachine {
         let refuse = |reason| Err(Refusal::NotPromotable { reason });
         if (self.control.status != DataStatus::Whole || !log.whole) && !planted(Bug::CountWipedOrBuildingNode)
         {
-            return refuse("its data is not whole (joining, building or damaged): build it first");
+            return refuse("its data is not whole (joining, building, damaged or sick): build it first");
         }
         let (node, life) = (self.control.node, self.control.incarnation);
         let binding = recruit::binding(r.told());

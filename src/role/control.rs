@@ -31,6 +31,15 @@ pub enum DataStatus {
     Building,
     /// Below a known-durable mark something is missing: repair from a peer.
     Damaged,
+    /// The log is whole, but a shard is not what the log makes of it: it may vote and stream, never lead.
+    Sick,
+}
+
+impl DataStatus {
+    /// The log is whole: promises count, the lease may be granted.
+    pub fn votes(self) -> bool {
+        matches!(self, DataStatus::Whole | DataStatus::Sick)
+    }
 }
 
 /// The durable state of a node.
@@ -166,6 +175,7 @@ impl ControlState {
             DataStatus::Learner => 1,
             DataStatus::Building => 2,
             DataStatus::Damaged => 3,
+            DataStatus::Sick => 4,
         });
         out.term(self.promised);
         out.history(&self.history);
@@ -228,6 +238,7 @@ fn decode_body(reader: &mut Reader<'_>) -> Option<ControlState> {
             1 => DataStatus::Learner,
             2 => DataStatus::Building,
             3 => DataStatus::Damaged,
+            4 => DataStatus::Sick,
             _ => return None,
         },
         promised: reader.term()?,

@@ -217,7 +217,7 @@ impl RoleMachine {
         let state = match control.status {
             DataStatus::Building => State::Building,
             DataStatus::Damaged => State::NeedRepair(Repair::Wal),
-            DataStatus::Whole | DataStatus::Learner => State::Starting,
+            DataStatus::Whole | DataStatus::Learner | DataStatus::Sick => State::Starting,
         };
         RoleMachine {
             rng: Prng::new(config.seed),
@@ -676,7 +676,7 @@ impl RoleMachine {
             last_term,
             end: log.end,
             committed: log.committed,
-            whole: self.control.status == DataStatus::Whole && log.whole,
+            whole: self.control.status.votes() && log.whole,
             history: self.control.history.clone(),
             policy: self.control.policy.clone(),
             pending: self.control.pending.clone(),
@@ -761,6 +761,18 @@ impl RoleMachine {
             DataStatus::Whole | DataStatus::Learner => {
                 if matches!(self.state, State::Building | State::NeedRepair(_)) {
                     self.show(self.role, State::Starting, out);
+                }
+            }
+            DataStatus::Sick => {
+                // Its log is sound: as a standby it goes on receiving and acknowledging.
+                let reason = "a shard is not what its own log makes of it";
+                if matches!(self.phase, Phase::Leading(_)) {
+                    out.push(Effect::StopAcks);
+                    self.step_down(now, reason, None, out);
+                    self.abandon_work(now, Refusal::NotPromotable { reason }, out);
+                    self.show_lonely(out);
+                } else if matches!(self.work, Work::Recruit(_)) {
+                    self.abandon_work(now, Refusal::NotPromotable { reason }, out);
                 }
             }
             DataStatus::Building | DataStatus::Damaged => {

@@ -639,3 +639,42 @@ fn a_generation_too_many_is_never_acknowledged() {
     assert_eq!(bench.machine.control().pending.len(), crate::base::limits::PENDING_MAX);
     assert_eq!(bench.machine.ack_limit(), Lsn(180));
 }
+
+#[test]
+fn a_sick_node_votes_and_acknowledges_but_does_not_lead() {
+    let mut bench = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
+    bench.follow(2, 2, &[(1, 0), (2, 100)]);
+    let sick =
+        Input::DataChanged { status: DataStatus::Sick, incarnation: life(1), history: None, policy: None };
+    let effects = bench.give(sick);
+    assert!(effects.iter().all(|e| matches!(e, Effect::Persist { .. })), "the stream goes on: {effects:?}");
+    assert!(
+        bench.machine.grant(bench.now, NodeId(2), term(2), bench.now)
+            && bench.machine.may_ack(NodeId(2), term(2))
+    );
+    bench.wait(1_500);
+    bench.give(Input::Command { op: 4, command: FAILOVER });
+    bench.answer_dry(&[2, 3], None);
+    assert!(matches!(
+        bench.replies()[..],
+        [Effect::Reply { result: Err(Refusal::NotPromotable { .. }), .. }]
+    ));
+    bench.from(3, promise(5));
+    let spoken = bench.settle();
+    assert!(matches!(answers(&spoken)[..], [PromiseAnswer::Promised(report)] if report.whole));
+}
+
+#[test]
+fn a_sick_leader_steps_down() {
+    let mut bench = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
+    bench.lead(&[2]);
+    let (status, incarnation) = (DataStatus::Sick, life(1));
+    let effects = bench.give(Input::DataChanged { status, incarnation, history: None, policy: None });
+    let place = |wanted: fn(&Effect) -> bool| effects.iter().position(wanted).expect("it is ordered");
+    assert!(place(|e| *e == Effect::StopAcks) < place(|e| matches!(e, Effect::Demote { .. })));
+    assert!(
+        effects.iter().any(|e| matches!(e, Effect::Persist { state } if state.status == DataStatus::Sick))
+    );
+    assert_ne!(bench.machine.role(), Role::Primary);
+    assert!(bench.machine.leading().is_none());
+}

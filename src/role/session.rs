@@ -1,6 +1,5 @@
 //! The questions that the data path asks the role machine: about sessions, acks, frames, leases and commits.
 
-use super::control::DataStatus;
 use super::history;
 use super::machine::{Phase, RoleMachine, Verdict, Work};
 use super::policy::CommitRule;
@@ -70,7 +69,7 @@ impl RoleMachine {
     pub fn grant(&mut self, now: Mono, leader: NodeId, term: Term, sent: Mono) -> bool {
         let followed = self.following() == Some((leader, term));
         followed
-            && self.control.status == DataStatus::Whole
+            && self.control.status.votes()
             && self.grants.grant(now, (leader, term), sent, self.config.lease)
     }
 

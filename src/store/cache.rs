@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::PageNo;
 use super::page::{self, Big};
 use crate::base::limits::PAGE_BYTES;
-use crate::base::{Digest, ShardId};
+use crate::base::{Digest, Lsn, ShardId};
 
 const NONE: u32 = u32::MAX;
 /// Long values under assembly at once, besides held ones; older ones start again.
@@ -22,6 +22,8 @@ struct Frame {
     page: PageNo,
     bytes: Vec<u8>,
     referenced: bool,
+    /// Of a long value: the checkpoint that wrote it.
+    birth: Lsn,
 }
 
 /// A long value on its way into memory.
@@ -29,6 +31,7 @@ struct Frame {
 pub(super) struct Assembly {
     pub shard: ShardId,
     digest: Digest,
+    birth: Lsn,
     value: Vec<u8>,
     /// Rest page -> its index and check.
     pub missing: BTreeMap<PageNo, (usize, u64)>,
@@ -89,6 +92,11 @@ impl Cache {
         &self.frames[index.0 as usize].as_ref().expect("a found frame is filled").bytes
     }
 
+    /// Of a long value: the checkpoint that wrote it.
+    pub fn birth_of(&self, index: FrameIndex) -> Lsn {
+        self.frames[index.0 as usize].as_ref().expect("a found frame is filled").birth
+    }
+
     /// The page without marking it as used.
     pub fn peek(&self, page: PageNo) -> Option<&[u8]> {
         let index = *self.table.get(page.0 as usize)?;
@@ -100,14 +108,14 @@ impl Cache {
         let mut copy = self.spares.pop().unwrap_or_default();
         copy.clear();
         copy.extend_from_slice(bytes);
-        self.insert_owned(page, copy, warm);
+        self.insert_owned(page, copy, warm, Lsn::ZERO);
     }
 
-    fn insert_owned(&mut self, page: PageNo, bytes: Vec<u8>, warm: bool) {
+    fn insert_owned(&mut self, page: PageNo, bytes: Vec<u8>, warm: bool, birth: Lsn) {
         self.remove(page);
         self.make_room(bytes.len());
         self.bytes += bytes.len();
-        let frame = Frame { page, bytes, referenced: warm };
+        let frame = Frame { page, bytes, referenced: warm, birth };
         let index = match self.vacant.pop() {
             Some(index) => {
                 self.frames[index as usize] = Some(frame);
@@ -189,7 +197,8 @@ impl Cache {
         let missing: BTreeMap<_, _> = missing.collect();
         self.assemblies_made += 1;
         let order = self.assemblies_made;
-        self.assemblies.insert(big.page, Assembly { shard, digest: big.digest, value, missing, order });
+        let (digest, birth) = (big.digest, page::birth(head));
+        self.assemblies.insert(big.page, Assembly { shard, digest, birth, value, missing, order });
         self.limit_assemblies(big.page);
         self.finish_assembly(big.page)
     }
@@ -216,7 +225,7 @@ impl Cache {
         if Digest::of(&assembly.value) != assembly.digest {
             return Err("long value differs from its digest");
         }
-        self.insert_owned(head, assembly.value, true);
+        self.insert_owned(head, assembly.value, true, assembly.birth);
         Ok(())
     }
 

@@ -120,6 +120,7 @@ impl Store {
             at: frozen.at,
             output: &mut active.output,
             work: 0,
+            dry: false,
         };
         let end = loop {
             if env.work >= budget_pages.max(1) * PAGE_WORK {

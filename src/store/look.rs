@@ -42,7 +42,7 @@ impl Store {
                 ValueAt::Big(_) => unreachable!("just judged"),
             },
             InTree::Long(_, _, big) => {
-                let frame = self.pages.big(shard, &big)?;
+                let frame = self.pages.big(shard, &big, key)?;
                 Some(self.pages.cache.bytes_of(frame))
             }
         };
@@ -118,9 +118,9 @@ impl Store {
             match stretch.visit(&mut left, whole, visit) {
                 Stopped::AtEnd => {}
                 Stopped::Before(key) => return Ok(Some(key)),
-                Stopped::ForBig(big) => {
+                Stopped::ForBig(big, key) => {
                     // The value is not in memory, so this is a miss.
-                    self.pages.big(shard, &big)?;
+                    self.pages.big(shard, &big, &key)?;
                     unreachable!("a value that was not found in the cache misses");
                 }
             }
@@ -153,7 +153,7 @@ struct Left {
 enum Stopped {
     AtEnd,
     Before(Vec<u8>),
-    ForBig(Big),
+    ForBig(Big, Vec<u8>),
 }
 
 /// The part of a scan that one leaf covers: three sorted sequences, merged.
@@ -204,7 +204,7 @@ impl Stretch<'_> {
                     ValueAt::Big(_) if !whole => visit(key, page::leaf_big_head(leaf, lower)),
                     ValueAt::Big(big) => match self.cache.peek(big.page) {
                         Some(value) => visit(key, value),
-                        None => return Stopped::ForBig(big),
+                        None => return Stopped::ForBig(big, key.to_vec()),
                     },
                 }
                 left.live -= 1;

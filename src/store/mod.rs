@@ -6,7 +6,7 @@
 //! checkpoints, so the log alone makes a commit durable and no page is ever torn or rewritten in place.
 //!
 //! This room is *not* a database: it knows no commands, types, expiry, transactions or log. It does not decide when to
-//! checkpoint, when something is committed, or what to do about a damaged page.
+//! checkpoint, when something is committed, or whom to ask for a good copy of a damaged page.
 //!
 //! Invariants:
 //! - a change above commit keeps its previous version until commit passes it; undo is strictly last in, first out,
@@ -31,6 +31,9 @@ mod look;
 mod merge;
 mod page;
 mod pages;
+mod recompute;
+mod repair;
+mod scrub;
 mod space;
 mod superblock;
 #[cfg(test)]
@@ -44,6 +47,9 @@ use self::change::UndoLog;
 use self::checkpoint::{Active, Frozen, Pending};
 use self::key::Key;
 use self::pages::Pages;
+pub use self::recompute::RecomputeStep;
+pub use self::repair::{ChildSearch, Found, PageAsk, Rebuilt, Wanted};
+pub use self::scrub::Scrubbed;
 use self::superblock::{Root, Slot};
 use self::walk::Walk;
 use crate::base::limits::{KEY_BYTES_MAX, SHARDS_MAX, VALUE_BYTES_MAX};
@@ -222,6 +228,8 @@ pub struct Store {
     /// Roots kept for a reader of whole trees, with their number of pins.
     pins: BTreeMap<(ShardId, Lsn), u32>,
     walk: Option<Walk>,
+    scrub: scrub::Scrub,
+    recompute: Option<recompute::Recompute>,
 }
 
 impl Store {
@@ -306,6 +314,8 @@ impl Store {
             pending: None,
             pins: BTreeMap::new(),
             walk,
+            scrub: scrub::Scrub::default(),
+            recompute: None,
             config,
         }
     }

@@ -140,6 +140,9 @@ pub(super) fn count(page: &[u8]) -> usize {
 fn used(page: &[u8]) -> usize {
     u32_at(page, 12) as usize
 }
+pub(super) fn birth(page: &[u8]) -> Lsn {
+    Lsn(u64_at(page, 16))
+}
 pub(super) fn total(page: &[u8]) -> u64 {
     u64_at(page, 24)
 }
@@ -410,6 +413,75 @@ pub(super) fn make_big(
         local.extend_from_slice(&check.to_le_bytes());
     }
     maker.finish(number, &local)
+}
+
+// ---- making a page again ----
+
+/// What the page means, without what is local to this node.
+pub(super) fn canonical(page: &[u8]) -> &[u8] {
+    &page[..used(page)]
+}
+
+/// Bytes of the local part that a page of this meaning has. `canonical` comes from another node: nothing about it is
+/// believed yet, but it is as long as it says.
+pub(super) fn local_bytes(canonical: &[u8]) -> Option<usize> {
+    if canonical.len() < HEADER || used(canonical) != canonical.len() || canonical.len() > LOCAL_END {
+        return None;
+    }
+    let count = count(canonical);
+    let len = match canonical[6] {
+        k if k == Kind::Inner as u8 => count * CHILD_LOCAL,
+        k if k == Kind::Leaf as u8 => {
+            let offsets = HEADER..HEADER + 2 * count;
+            let bigs = canonical.get(offsets)?.chunks_exact(2).filter(|at| {
+                let at = usize::from(u16::from_le_bytes([at[0], at[1]]));
+                canonical.get(at + 2).is_some_and(|flags| flags & FLAG_OVERFLOW != 0)
+            });
+            bigs.count() * BIG_LOCAL
+        }
+        _ => return None,
+    };
+    (canonical.len() + len <= LOCAL_END).then_some(len)
+}
+
+/// The local part of this length that stands in a page, however damaged the rest is.
+pub(super) fn salvaged_local(page: &[u8], len: usize) -> Option<&[u8]> {
+    (page.len() == PAGE_BYTES).then(|| &page[LOCAL_END - len..LOCAL_END])
+}
+
+/// The links to `rests` further pages that stand in a first page, however damaged the rest is.
+pub(super) fn salvaged_links(page: &[u8], rests: usize) -> Option<Vec<(PageNo, u64)>> {
+    let local = salvaged_local(page, rests * BIG_LOCAL)?;
+    Some(local.chunks_exact(BIG_LOCAL).map(|link| (PageNo(u64_at(link, 0)), u64_at(link, 8))).collect())
+}
+
+/// Whether these bytes begin like a page: a cheap look before the checksum.
+pub(super) fn is_page(page: &[u8]) -> bool {
+    page.len() == PAGE_BYTES && page[..4] == MAGIC
+}
+
+/// The checksum that stands in a page, right or not.
+pub(super) fn checksum_in(page: &[u8]) -> Option<u128> {
+    (page.len() == PAGE_BYTES).then(|| u128_at(page, CHECKSUM_AT))
+}
+
+/// A page of this meaning in place `number` with this local part: what its maker made.
+pub(super) fn remake(canonical: &[u8], number: PageNo, local: &[u8]) -> Vec<u8> {
+    let mut page = vec![0; PAGE_BYTES];
+    page[..canonical.len()].copy_from_slice(canonical);
+    Maker { page, at: canonical.len() }.finish(number, local)
+}
+
+/// The local part of an inner page with these children.
+pub(super) fn local_of_children(children: &[PageNo]) -> Vec<u8> {
+    children.iter().flat_map(|child| child.0.to_le_bytes()).collect()
+}
+
+/// The digest of child `i`, which needs no local part.
+pub(super) fn child_digest(page: &[u8], i: usize) -> Option<Digest> {
+    let at = HEADER + 2 * i;
+    let at = usize::from(u16::from_le_bytes([*page.get(at)?, *page.get(at + 1)?])) + 21;
+    page.get(at..at + 16).map(|bytes| Digest(u128_at(bytes, 0)))
 }
 
 // ---- judging bytes from the disk ----

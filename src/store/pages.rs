@@ -16,14 +16,16 @@ use crate::base::{Digest, ShardId};
 pub(super) enum Want {
     Node { level: u8, digest: Digest },
     BigHead(Big),
-    BigRest { head: PageNo, check: u64 },
+    BigRest { head: PageNo, check: u64, digest: Digest, len: u32 },
 }
 
 /// A read that is under way, as far as the store knows.
 #[derive(Debug)]
-struct Expect {
-    shard: ShardId,
-    want: Want,
+pub(super) struct Expect {
+    pub shard: ShardId,
+    pub want: Want,
+    /// Where it stands in its tree: the fence of a tree page, the key of a long value. Other nodes find it by this.
+    pub key: Key,
     /// A look-up missed it: it goes to the cache.
     reader: bool,
     /// A merge or the walk asked for it: it goes to the inbox, so that the smallest cache cannot starve them.
@@ -35,6 +37,9 @@ pub(super) struct Pages {
     pub cache: Cache,
     pub space: Space,
     expected: BTreeMap<PageNo, Expect>,
+    /// Pages whose bytes were refused, with whoever waits for them. They are not read again: good bytes come from
+    /// memory or from another node, through [`Pages::page_read`].
+    pub damaged: BTreeMap<PageNo, Expect>,
     inbox: BTreeMap<PageNo, Vec<u8>>,
     /// Pages that the worker has asked for since the last [`Pages::take_asks`].
     asks: Vec<PageNo>,
@@ -46,6 +51,7 @@ impl Pages {
             cache: Cache::new(cache_bytes),
             space: Space::new(file_pages),
             expected: BTreeMap::new(),
+            damaged: BTreeMap::new(),
             inbox: BTreeMap::new(),
             asks: Vec::new(),
         }
@@ -55,6 +61,7 @@ impl Pages {
     pub fn free(&mut self, page: PageNo) {
         self.cache.remove(page);
         self.inbox.remove(&page);
+        self.damaged.remove(&page);
         let being_read = self.expected.contains_key(&page);
         self.space.give_back(page, being_read);
     }
@@ -67,11 +74,34 @@ impl Pages {
 
     // ---- for readers ----
 
-    fn miss(&mut self, shard: ShardId, page: PageNo, want: Want) -> Miss {
-        let expect = self.expected.entry(page).or_insert(Expect { shard, want, reader: true, worker: false });
-        expect.reader = true;
-        assert_eq!(expect.want, want, "a page keeps its meaning while it is read");
+    fn miss(&mut self, shard: ShardId, page: PageNo, want: Want, key: Key) -> Miss {
+        self.expect(shard, page, want, key).reader = true;
         Miss { shard, page }
+    }
+
+    /// Whoever waits for a page; a damaged one keeps its own list.
+    fn expect(&mut self, shard: ShardId, page: PageNo, want: Want, key: Key) -> &mut Expect {
+        let fresh = Expect { shard, want, key, reader: false, worker: false };
+        let expect = match self.damaged.contains_key(&page) {
+            true => self.damaged.get_mut(&page).expect("just seen"),
+            false => self.expected.entry(page).or_insert(fresh),
+        };
+        assert_eq!(expect.want, want, "a page keeps its meaning while it is read");
+        expect
+    }
+
+    /// The fence of page `stop` on the way from the root to `key`. All pages above it are in memory.
+    fn fence_of(&self, root: &Root, key: &[u8], stop: PageNo) -> Key {
+        let (mut number, mut fence) = (root.page, Key::EMPTY);
+        while number != stop {
+            let Some(bytes) = self.cache.peek(number) else { return Key::from(key) };
+            let i = page::inner_search(bytes, key);
+            if i > 0 {
+                fence = Key::from(page::child_fence(bytes, i));
+            }
+            number = page::child_link(bytes, i).0;
+        }
+        fence
     }
 
     /// The leaf whose range holds `key`; `None` in an empty tree.
@@ -82,7 +112,8 @@ impl Pages {
         let (mut number, mut digest, mut level) = (root.page, root.digest, root.level);
         loop {
             let Some(frame) = self.cache.find(number) else {
-                return Err(self.miss(shard, number, Want::Node { level, digest }));
+                let fence = self.fence_of(root, key, number);
+                return Err(self.miss(shard, number, Want::Node { level, digest }, fence));
             };
             if level == 0 {
                 return Ok(Some(frame));
@@ -90,6 +121,37 @@ impl Pages {
             let bytes = self.cache.bytes_of(frame);
             (number, digest) = page::child_link(bytes, page::inner_search(bytes, key));
             level -= 1;
+        }
+    }
+
+    /// The page of `level` on the way to `key`, if it has this digest.
+    pub fn node_at(
+        &mut self,
+        shard: ShardId,
+        root: &Root,
+        key: &[u8],
+        level: u8,
+        digest: Digest,
+    ) -> Result<Option<FrameIndex>, Miss> {
+        let (mut number, mut here, mut at) = (root.page, root.digest, root.level);
+        while at > level {
+            let Some(frame) = self.cache.find(number) else {
+                let fence = self.fence_of(root, key, number);
+                return Err(self.miss(shard, number, Want::Node { level: at, digest: here }, fence));
+            };
+            let bytes = self.cache.bytes_of(frame);
+            (number, here) = page::child_link(bytes, page::inner_search(bytes, key));
+            at -= 1;
+        }
+        if at != level || here != digest {
+            return Ok(None);
+        }
+        match self.cache.find(number) {
+            Some(frame) => Ok(Some(frame)),
+            None => {
+                let fence = self.fence_of(root, key, number);
+                Err(self.miss(shard, number, Want::Node { level, digest }, fence))
+            }
         }
     }
 
@@ -107,7 +169,8 @@ impl Pages {
         let mut end = None;
         loop {
             let Some(frame) = self.cache.find(number) else {
-                return Err(self.miss(shard, number, Want::Node { level, digest }));
+                let fence = self.fence_of(root, key, number);
+                return Err(self.miss(shard, number, Want::Node { level, digest }, fence));
             };
             if level == 0 {
                 return Ok(Some((frame, end)));
@@ -128,29 +191,32 @@ impl Pages {
     }
 
     /// A long value, whole.
-    pub fn big(&mut self, shard: ShardId, big: &Big) -> Result<FrameIndex, Miss> {
+    pub fn big(&mut self, shard: ShardId, big: &Big, key: &[u8]) -> Result<FrameIndex, Miss> {
         if let Some(frame) = self.cache.find(big.page) {
             return Ok(frame);
         }
-        match self.cache.assembly(big.page).and_then(|a| a.missing.first_key_value()) {
+        let (head, digest, len) = (big.page, big.digest, big.len);
+        match self.cache.assembly(head).and_then(|a| a.missing.first_key_value()) {
             Some((page, (_, check))) => {
-                let (page, want) = (*page, Want::BigRest { head: big.page, check: *check });
-                Err(self.miss(shard, page, want))
+                let (page, want) = (*page, Want::BigRest { head, check: *check, digest, len });
+                Err(self.miss(shard, page, want, Key::from(key)))
             }
-            None => Err(self.miss(shard, big.page, Want::BigHead(*big))),
+            None => Err(self.miss(shard, head, Want::BigHead(*big), Key::from(key))),
         }
     }
 
     /// Every page known to be needed by the look-up behind `miss`.
     pub fn wanted(&mut self, miss: Miss) -> Vec<PageNo> {
         let mut pages = vec![miss.page];
-        if let Some(Expect { want: Want::BigRest { head, .. }, .. }) = self.expected.get(&miss.page)
+        if let Some(Expect { want: Want::BigRest { head, digest, len, .. }, key, .. }) =
+            self.expected.get(&miss.page)
             && let Some(assembly) = self.cache.assembly(*head)
         {
-            let (head, shard) = (*head, assembly.shard);
+            let (head, digest, len, key) = (*head, *digest, *len, key.clone());
+            let shard = assembly.shard;
             let rest: Vec<_> = assembly.missing.iter().map(|(page, (_, check))| (*page, *check)).collect();
             for (page, check) in rest.into_iter().filter(|(page, _)| *page != miss.page) {
-                self.miss(shard, page, Want::BigRest { head, check });
+                self.miss(shard, page, Want::BigRest { head, check, digest, len }, key.clone());
                 pages.push(page);
             }
         }
@@ -159,32 +225,41 @@ impl Pages {
 
     // ---- for workers ----
 
-    /// The bytes of a page, when they are here. Otherwise it is asked for.
-    pub fn fetch(&mut self, shard: ShardId, page: PageNo, want: Want) -> Option<Vec<u8>> {
+    /// The bytes of a page, when they are here. Otherwise it is asked for. `fresh`: only the disk is believed.
+    pub fn fetch(
+        &mut self,
+        shard: ShardId,
+        page: PageNo,
+        want: Want,
+        key: &Key,
+        fresh: bool,
+    ) -> Option<Vec<u8>> {
         if let Some(bytes) = self.inbox.remove(&page) {
             return Some(bytes);
         }
-        if matches!(want, Want::Node { .. })
+        if !fresh
+            && matches!(want, Want::Node { .. })
             && let Some(bytes) = self.cache.peek(page)
         {
             return Some(bytes.to_vec());
         }
-        self.foresee(shard, page, want);
+        self.foresee(shard, page, want, key, fresh);
         None
     }
 
     /// Asks for a page that will be fetched soon.
-    pub fn foresee(&mut self, shard: ShardId, page: PageNo, want: Want) {
-        let cached = matches!(want, Want::Node { .. }) && self.cache.peek(page).is_some();
+    pub fn foresee(&mut self, shard: ShardId, page: PageNo, want: Want, key: &Key, fresh: bool) {
+        let cached = !fresh && matches!(want, Want::Node { .. }) && self.cache.peek(page).is_some();
         if cached || self.inbox.contains_key(&page) {
             return;
         }
-        let expect =
-            self.expected.entry(page).or_insert(Expect { shard, want, reader: false, worker: false });
-        assert_eq!(expect.want, want, "a page keeps its meaning while it is read");
+        let damaged = self.damaged.contains_key(&page);
+        let expect = self.expect(shard, page, want, key.clone());
         if !expect.worker {
             expect.worker = true;
-            self.asks.push(page);
+            if !damaged {
+                self.asks.push(page);
+            }
         }
     }
 
@@ -196,53 +271,37 @@ impl Pages {
     pub fn forget_worker(&mut self) {
         self.inbox.clear();
         self.asks.clear();
-        self.expected.values_mut().for_each(|e| e.worker = false);
+        self.expected.values_mut().chain(self.damaged.values_mut()).for_each(|e| e.worker = false);
     }
 
     // ---- bytes from the disk ----
 
     /// Judges a page and delivers it to whoever waits for it. Bytes that nobody expects are dropped.
     pub fn page_read(&mut self, page: PageNo, bytes: &[u8]) -> Result<(), PageDamage> {
-        let Some(expect) = self.expected.remove(&page) else { return Ok(()) };
+        let expected = self.expected.remove(&page);
         let resting = self.space.is_resting(page);
         self.space.settle(page, false);
+        let Some(expect) = expected.or_else(|| self.damaged.remove(&page)) else { return Ok(()) };
         if resting {
             return Ok(());
         }
-        let result = self.judge(page, bytes, &expect).and_then(|()| self.deliver(page, bytes, &expect));
-        result.map_err(|what| PageDamage { shard: expect.shard, page, what })
+        let result =
+            judge(page, bytes, expect.shard, &expect.want).and_then(|()| self.deliver(page, bytes, &expect));
+        result.map_err(|what| {
+            let shard = expect.shard;
+            self.damaged.insert(page, expect);
+            PageDamage { shard, page, what }
+        })
     }
 
-    fn judge(&self, number: PageNo, bytes: &[u8], expect: &Expect) -> Result<(), &'static str> {
-        page::verify(bytes, number)?;
-        if page::shard(bytes) != expect.shard {
-            return Err("page of another shard");
-        }
-        match expect.want {
-            Want::Node { level, digest } => {
-                let kind = if level == 0 { Kind::Leaf } else { Kind::Inner };
-                if !page::kind_is(bytes, kind) || page::level(bytes) != level {
-                    return Err("page of another kind or level");
-                }
-                if page::content_digest(bytes) != digest {
-                    return Err("page content differs from the digest in its parent");
-                }
-            }
-            Want::BigHead(big) => {
-                if !page::kind_is(bytes, Kind::BigHead) || page::check_of(bytes) != big.check {
-                    return Err("overflow head differs from its link");
-                }
-                if page::total(bytes) != u64::from(big.len) {
-                    return Err("overflow head of a wrong length");
-                }
-            }
-            Want::BigRest { check, .. } => {
-                if !page::kind_is(bytes, Kind::BigRest) || page::check_of(bytes) != check {
-                    return Err("overflow page differs from its link");
-                }
+    /// Notes that a page of the tree is not what its parent says, found by somebody who did not ask for it here.
+    pub fn note_damage(&mut self, shard: ShardId, page: PageNo, want: Want, key: Key) {
+        if !self.expected.contains_key(&page) {
+            self.expect(shard, page, want, key);
+            if let Some(expect) = self.expected.remove(&page) {
+                self.damaged.insert(page, expect);
             }
         }
-        Ok(())
     }
 
     fn deliver(&mut self, page: PageNo, bytes: &[u8], expect: &Expect) -> Result<(), &'static str> {
@@ -261,4 +320,37 @@ impl Pages {
             Want::BigRest { head, .. } => self.cache.add_part(head, page, bytes),
         }
     }
+}
+
+/// Whether `bytes` are the page that its parent describes, written for this place.
+pub(super) fn judge(number: PageNo, bytes: &[u8], shard: ShardId, want: &Want) -> Result<(), &'static str> {
+    page::verify(bytes, number)?;
+    if page::shard(bytes) != shard {
+        return Err("page of another shard");
+    }
+    match *want {
+        Want::Node { level, digest } => {
+            let kind = if level == 0 { Kind::Leaf } else { Kind::Inner };
+            if !page::kind_is(bytes, kind) || page::level(bytes) != level {
+                return Err("page of another kind or level");
+            }
+            if page::content_digest(bytes) != digest {
+                return Err("page content differs from the digest in its parent");
+            }
+        }
+        Want::BigHead(big) => {
+            if !page::kind_is(bytes, Kind::BigHead) || page::check_of(bytes) != big.check {
+                return Err("overflow head differs from its link");
+            }
+            if page::total(bytes) != u64::from(big.len) {
+                return Err("overflow head of a wrong length");
+            }
+        }
+        Want::BigRest { check, .. } => {
+            if !page::kind_is(bytes, Kind::BigRest) || page::check_of(bytes) != check {
+                return Err("overflow page differs from its link");
+            }
+        }
+    }
+    Ok(())
 }

@@ -56,7 +56,10 @@ impl Space {
     pub fn free_count(&self) -> u64 {
         self.free_count
     }
-    #[cfg(test)]
+    /// Whether a write of the page is under way.
+    pub fn in_write(&self, page: PageNo) -> bool {
+        self.pages_in_write.contains(&page)
+    }
     pub fn is_free(&self, page: PageNo) -> bool {
         self.free.get((page.0 / 64) as usize).is_some_and(|word| word & (1 << (page.0 % 64)) != 0)
     }

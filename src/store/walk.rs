@@ -4,6 +4,7 @@
 //! their parent says that they name long values. A page first met below an older root is garbage as of the checkpoint
 //! that follows that root.
 
+use super::key::Key;
 use super::merge::bigs_of;
 use super::page::{self, Big};
 use super::pages::Want;
@@ -28,18 +29,30 @@ pub(super) struct Walk {
     met: Vec<Vec<PageNo>>,
     /// For each pass after the first, `met` at its end.
     older: Vec<Vec<Vec<PageNo>>>,
+    /// Roots that no superblock falls back to, and that have a damaged page: they are given up rather than waited for.
+    given_up: Vec<(ShardId, usize)>,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// From this age on a root is kept as evidence only: a superblock falls back to the one before the newest at most.
+const EVIDENCE: usize = 2;
+
+#[derive(Debug, Clone)]
 enum Item {
-    Node { shard: ShardId, page: PageNo, level: u8, digest: Digest, overflow: bool },
-    Big { shard: ShardId, big: Big },
+    Node { shard: ShardId, page: PageNo, level: u8, digest: Digest, overflow: bool, fence: Key },
+    Big { shard: ShardId, big: Big, key: Key },
 }
 
 impl Item {
     fn shard(&self) -> ShardId {
         match self {
             Item::Node { shard, .. } | Item::Big { shard, .. } => *shard,
+        }
+    }
+
+    fn key(&self) -> &Key {
+        match self {
+            Item::Node { fence, .. } => fence,
+            Item::Big { key, .. } => key,
         }
     }
 
@@ -76,6 +89,11 @@ impl Walk {
 }
 
 impl Store {
+    /// Whether the walk at start is not done yet.
+    pub fn walking(&self) -> bool {
+        self.walk.is_some()
+    }
+
     /// One slice of the walk over the retained roots that finds the free pages.
     pub fn walk_step(&mut self) -> WalkStep {
         let Some(mut walk) = self.walk.take() else { return WalkStep::Done };
@@ -94,11 +112,11 @@ impl Store {
             if walk.seen(item.page()) {
                 continue;
             }
-            if !self.visit(&mut walk, item) {
+            if !self.visit(&mut walk, &item) {
                 walk.stack.push(item);
                 for later in walk.stack.iter().rev().take(TOGETHER).filter(|i| !walk.seen(i.page())) {
                     if let Some(want) = later.want() {
-                        self.pages.foresee(later.shard(), later.page(), want);
+                        self.pages.foresee(later.shard(), later.page(), want, later.key(), false);
                     }
                 }
                 self.walk = Some(walk);
@@ -113,11 +131,16 @@ impl Store {
     }
 
     /// Marks one page and lists what is below it. Says `false` when its bytes are not here yet.
-    fn visit(&mut self, walk: &mut Walk, item: Item) -> bool {
+    fn visit(&mut self, walk: &mut Walk, item: &Item) -> bool {
         let shard = item.shard();
         let bytes = match item.want() {
             None => None,
-            Some(want) => match self.pages.fetch(shard, item.page(), want) {
+            Some(_) if walk.pass >= EVIDENCE && self.pages.damaged.contains_key(&item.page()) => {
+                self.pages.damaged.remove(&item.page());
+                walk.given_up.push((shard, walk.pass));
+                None
+            }
+            Some(want) => match self.pages.fetch(shard, item.page(), want, item.key(), false) {
                 None => return false,
                 some => some,
             },
@@ -126,17 +149,19 @@ impl Store {
         match (item, bytes) {
             (_, None) => {}
             (Item::Node { level: 0, .. }, Some(bytes)) => {
-                walk.stack.extend(bigs_of(&bytes).map(|big| Item::Big { shard, big }));
+                walk.stack.extend(bigs_of(&bytes).map(|(key, big)| Item::Big { shard, big, key }));
             }
-            (Item::Node { level, .. }, Some(bytes)) => {
-                for child in (0..page::count(&bytes)).map(|i| page::child(&bytes, i)) {
+            (Item::Node { level, fence, .. }, Some(bytes)) => {
+                for (i, child) in (0..page::count(&bytes)).map(|i| page::child(&bytes, i)).enumerate() {
                     let (digest, overflow) = (child.digest, child.overflow);
+                    let fence = if i == 0 { fence.clone() } else { child.fence };
                     walk.stack.push(Item::Node {
                         shard,
                         page: child.page,
                         level: level - 1,
                         digest,
                         overflow,
+                        fence,
                     });
                 }
             }
@@ -168,6 +193,7 @@ impl Store {
                     level: root.level,
                     digest: root.digest,
                     overflow: root.overflow,
+                    fence: Key::EMPTY,
                 });
             }
         }
@@ -180,6 +206,10 @@ impl Store {
                 let pages = std::mem::take(&mut walk.older[age - 1][i]);
                 state.garbage.push_back((state.roots[age - 1].at, pages));
             }
+        }
+        for (shard, age) in walk.given_up.drain(..) {
+            // Pages below the damaged one may be free: nobody goes down this tree again.
+            self.shards[shard.index()].roots.truncate(age);
         }
         let known = self.pages.space.file_pages();
         (1..known)

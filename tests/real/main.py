@@ -13,6 +13,7 @@ CHAPTERS = {
     "badinput": "bad input",
     "badfiles": "bad files and folders",
     "operate": "roles, policies, configuration",
+    "decay": "pages that decay",
     "kills": "kill -9 under load",
     "disk": "a full disk",
     "limits": "limits",

@@ -2,6 +2,7 @@
 
 mod clients;
 mod cluster;
+mod decay;
 mod history;
 mod logs;
 mod operator;

@@ -175,8 +175,45 @@ fn other_message() -> impl Strategy<Value = Message> {
         };
         Message::CheckpointRoots(roots.into_iter().map(root).collect())
     });
+    let verdict = any::<(u16, u8, u64, u128, u64, u128, u128)>().prop_map(
+        |(shard, finding, lsn, digest, base, base_digest, log_digest)| {
+            Message::RootVerdict(RootVerdict {
+                shard: ShardId(shard),
+                finding: [Finding::Sound, Finding::Sick, Finding::Unable][usize::from(finding % 3)],
+                lsn: Lsn(lsn),
+                digest: Digest(digest),
+                base: Lsn(base),
+                base_digest: Digest(base_digest),
+                log_digest: Digest(log_digest),
+            })
+        },
+    );
+    let fetch = (any::<(u64, u16, u64, u128, u8, bool)>(), 0u32..9_000_000, some_bytes()).prop_map(
+        |((id, shard, checkpoint, digest, level, node), len, key)| {
+            let digest = Digest(digest);
+            let wanted = match node {
+                true => PageWanted::Node { level, digest },
+                false => PageWanted::Value { digest, len: len.min(8 << 20) },
+            };
+            let (shard, checkpoint) = (ShardId(shard), Lsn(checkpoint));
+            Message::PageFetch(PageFetch { id, shard, checkpoint, wanted, key })
+        },
+    );
+    let reply = (any::<(u64, u64, u8)>(), prop::collection::vec(any::<u8>(), 1..400)).prop_map(
+        |((id, birth, how), bytes)| {
+            let found = match how % 4 {
+                0 => Err(NoPage::NotHere),
+                1 => Err(NoPage::Busy),
+                _ => Ok((Lsn(birth), Bytes::from(bytes))),
+            };
+            Message::PageReply(PageReply { id, found })
+        },
+    );
     prop_oneof![
         beat,
+        verdict,
+        fetch,
+        reply,
         any::<(u64, u64, bool)>().prop_map(|(seq, sent, granted)| {
             Message::HeartbeatAck(HeartbeatAck { seq, sent: Mono(sent), granted })
         }),

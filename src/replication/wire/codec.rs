@@ -39,6 +39,7 @@
 //! 50 FetchDone       end 8
 //! 51 FetchRefuse     as StreamRefuse
 //! 64 CheckpointRoots per root: LSN 8, digest 16, shard 2
+//! 65 to 67           shards and pages: drawn in `pages`
 //! 80 Role            the role room's bytes
 //! 81 Build           the rebuild room's bytes
 //! 96 StatusRequest   JSON
@@ -58,7 +59,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::{
     Ack, Challenge, ENVELOPE_BYTES, FramesHead, GoodbyeReason, Heartbeat, HeartbeatAck, Hello, Kind, LogTip,
     Message, Refusal, RefuseReason, RootEvidence, Stamped, StreamRequest, StreamStart, TEXT_BYTES_MAX,
-    WireError,
+    WireError, pages,
 };
 use crate::base::limits::{BLOCK_BYTES, HISTORY_MAX, SHARDS_MAX};
 use crate::base::{
@@ -367,6 +368,9 @@ fn encode_body(message: &Message, out: &mut Vec<u8>) {
         }
         Message::FetchDone { end } => out.extend_from_slice(U64::new(end.0).as_bytes()),
         Message::CheckpointRoots(roots) => push_roots(roots, out),
+        Message::RootVerdict(verdict) => pages::push_verdict(verdict, out),
+        Message::PageFetch(fetch) => pages::push_fetch(fetch, out),
+        Message::PageReply(reply) => pages::push_reply(reply, out),
         Message::Role(bytes) | Message::StatusRequest(bytes) | Message::StatusReply(bytes) => {
             out.extend_from_slice(bytes);
         }
@@ -491,6 +495,9 @@ fn parse(kind: Kind, body: Bytes) -> Result<Message, Fault> {
         Kind::FetchDone => whole::<U64>(&body).map(|end| Message::FetchDone { end: Lsn(end.get()) }),
         Kind::FetchRefuse => refusal(&body).map(Message::FetchRefuse),
         Kind::CheckpointRoots => roots(&body).map(Message::CheckpointRoots),
+        Kind::RootVerdict => pages::verdict(&body).map(Message::RootVerdict),
+        Kind::PageFetch => pages::fetch(&body).map(Message::PageFetch),
+        Kind::PageReply => pages::reply(body).map(Message::PageReply),
         Kind::Role => Ok(Message::Role(body.to_vec())),
         Kind::Build => Ok(Message::Build(body)),
         Kind::StatusRequest => Ok(Message::StatusRequest(body.to_vec())),

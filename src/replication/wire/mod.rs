@@ -6,12 +6,15 @@
 
 pub mod codec;
 pub mod decoder;
+mod pages;
 
 use std::fmt;
 
 use bytes::Bytes;
 
-use crate::base::limits::{ADMIN_LINE_BYTES_MAX, HISTORY_MAX, PEER_MESSAGE_BYTES_MAX, SHARDS_MAX};
+use crate::base::limits::{
+    ADMIN_LINE_BYTES_MAX, HISTORY_MAX, KEY_BYTES_MAX, PEER_MESSAGE_BYTES_MAX, SHARDS_MAX, VALUE_BYTES_MAX,
+};
 use crate::base::{
     AppliedLsn, ClusterId, CommittedLsn, Digest, FlushedLsn, Incarnation, Lsn, Mono, NodeId, ShardId, Term,
     WallMs,
@@ -37,6 +40,12 @@ pub const TEXT_BYTES_MAX: usize = 256;
 /// The largest message of the role room.
 pub const ROLE_BYTES_MAX: usize = 64 << 10;
 
+/// The place of a page in a tree: an escaped key, its end mark, tag and a short element.
+pub const PAGE_KEY_BYTES_MAX: usize = 2 * KEY_BYTES_MAX + 64;
+/// The content of a page, or the longest value.
+pub const PAGE_REPLY_BYTES_MAX: usize = VALUE_BYTES_MAX + 64;
+
+const _: () = assert!(PAGE_REPLY_BYTES_MAX + 1024 < PEER_MESSAGE_BYTES_MAX);
 const _: () = assert!(HISTORY_MAX * codec::HISTORY_ENTRY_BYTES + 1024 <= ROLE_BYTES_MAX);
 const _: () = assert!(TEXT_BYTES_MAX + 64 <= HANDSHAKE_BODY_BYTES_MAX);
 
@@ -63,6 +72,9 @@ pub enum Kind {
     FetchDone = 50,
     FetchRefuse = 51,
     CheckpointRoots = 64,
+    RootVerdict = 65,
+    PageFetch = 66,
+    PageReply = 67,
     Role = 80,
     Build = 81,
     StatusRequest = 96,
@@ -70,7 +82,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 23] = [
+    pub const ALL: [Kind; 26] = [
         Kind::Hello,
         Kind::Challenge,
         Kind::Proof,
@@ -90,6 +102,9 @@ impl Kind {
         Kind::FetchDone,
         Kind::FetchRefuse,
         Kind::CheckpointRoots,
+        Kind::RootVerdict,
+        Kind::PageFetch,
+        Kind::PageReply,
         Kind::Role,
         Kind::Build,
         Kind::StatusRequest,
@@ -113,6 +128,9 @@ impl Kind {
             }
             Kind::Frames | Kind::FetchedFrames | Kind::Build => PEER_MESSAGE_BYTES_MAX - ENVELOPE_BYTES,
             Kind::StatusRequest | Kind::StatusReply => ADMIN_LINE_BYTES_MAX,
+            Kind::RootVerdict => pages::VERDICT_BYTES,
+            Kind::PageFetch => pages::FETCH_BYTES + PAGE_KEY_BYTES_MAX,
+            Kind::PageReply => pages::REPLY_BYTES + PAGE_REPLY_BYTES_MAX,
             Kind::CheckpointRoots => codec::ROOT_BYTES * SHARDS_MAX as usize + 16,
             _ => ROLE_BYTES_MAX,
         }
@@ -304,6 +322,70 @@ pub struct RootEvidence {
     pub digest: Digest,
 }
 
+/// What a node found when it made a disputed checkpoint once more out of an earlier root and its log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Finding {
+    /// The same as it had published.
+    Sound,
+    /// Something else: this node's copy of the shard is wrong.
+    Sick,
+    /// The earlier root or the log between is not here any more.
+    Unable,
+}
+
+/// One side's finding about a disputed root, with what it was made from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RootVerdict {
+    pub shard: ShardId,
+    pub finding: Finding,
+    /// The disputed checkpoint, and what it came to the second time.
+    pub lsn: Lsn,
+    pub digest: Digest,
+    /// The root that it was made from.
+    pub base: Lsn,
+    pub base_digest: Digest,
+    /// Digest over the digests of the log frames between.
+    pub log_digest: Digest,
+}
+
+/// What of a tree is asked for. The digest is what its parent holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageWanted {
+    /// The content of a page of this level; 0 is a leaf.
+    Node { level: u8, digest: Digest },
+    /// A long value of so many bytes.
+    Value { digest: Digest, len: u32 },
+}
+
+/// A node asks for a page, or a long value, that is damaged on its own disk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PageFetch {
+    pub id: u64,
+    pub shard: ShardId,
+    /// The asker's newest checkpoint of the shard.
+    pub checkpoint: Lsn,
+    pub wanted: PageWanted,
+    /// The place in the tree: the fence of a page, the key of a value. At most [`PAGE_KEY_BYTES_MAX`] bytes.
+    pub key: Vec<u8>,
+}
+
+/// Why there is no page in an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NoPage {
+    /// No tree that this node keeps has it, or its own copy is damaged too.
+    NotHere,
+    /// As many requests as are served at once are being served.
+    Busy,
+}
+
+/// The answer to a [`PageFetch`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PageReply {
+    pub id: u64,
+    /// The checkpoint that wrote a long value (zero for a page), and the bytes.
+    pub found: Result<(Lsn, Bytes), NoPage>,
+}
+
 /// Why a side closes the link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u16)]
@@ -403,6 +485,9 @@ pub enum Message {
     FetchRefuse(Refusal),
 
     CheckpointRoots(Vec<RootEvidence>),
+    RootVerdict(RootVerdict),
+    PageFetch(PageFetch),
+    PageReply(PageReply),
     /// Encoded by the role room.
     Role(Vec<u8>),
     /// Encoded by the rebuild room.
@@ -434,6 +519,9 @@ impl Message {
             Message::FetchDone { .. } => Kind::FetchDone,
             Message::FetchRefuse(_) => Kind::FetchRefuse,
             Message::CheckpointRoots(_) => Kind::CheckpointRoots,
+            Message::RootVerdict(_) => Kind::RootVerdict,
+            Message::PageFetch(_) => Kind::PageFetch,
+            Message::PageReply(_) => Kind::PageReply,
             Message::Role(_) => Kind::Role,
             Message::Build(_) => Kind::Build,
             Message::StatusRequest(_) => Kind::StatusRequest,

@@ -28,7 +28,7 @@ pub(super) struct LeafWork {
     /// A long value on its way to overflow pages.
     big: Option<BigWork>,
     /// Old long values that the new tree no longer names.
-    pub dropped: Vec<Big>,
+    pub dropped: Vec<(Key, Big)>,
 }
 
 #[derive(Debug)]
@@ -202,7 +202,7 @@ impl LeafWork {
     fn lose(&mut self, entry: Entry) {
         self.changed = true;
         if let Value::Big(big) = entry.value {
-            self.dropped.push(big);
+            self.dropped.push((entry.key, big));
         }
     }
 }

@@ -21,7 +21,7 @@ use super::key::Key;
 use super::page::{self, Big, Child};
 use super::pages::{Pages, Want};
 use super::superblock::Root;
-use crate::base::{Digest, Lsn, ShardId};
+use crate::base::{Lsn, ShardId};
 
 /// Children asked for ahead of need.
 const FORESEEN: usize = 16;
@@ -44,7 +44,12 @@ pub(super) struct Env<'a> {
     pub output: &'a mut Output,
     /// Work done in this slice: about eight per page.
     pub work: usize,
+    /// Only the digest is wanted: nothing is written, and of the old tree only the disk is believed.
+    pub dry: bool,
 }
+
+/// Page numbers of a dry merge: no file has them.
+const DRY_PAGES: u64 = 1 << 48;
 
 /// Pages made so far.
 #[derive(Debug, Default)]
@@ -53,10 +58,15 @@ pub(super) struct Output {
     pub fresh: Vec<(PageNo, Vec<u8>)>,
     /// All of this merge.
     pub made: Vec<PageNo>,
+    dry_pages: u64,
 }
 
 impl Env<'_> {
     fn take(&mut self) -> Result<PageNo, Stop> {
+        if self.dry {
+            self.output.dry_pages += 1;
+            return Ok(PageNo(DRY_PAGES + self.output.dry_pages));
+        }
         let page = self.pages.space.take().ok_or(Stop::Space)?;
         self.output.made.push(page);
         Ok(page)
@@ -64,16 +74,25 @@ impl Env<'_> {
 
     /// Hands a made page over; tree pages are kept in the cache, where their readers will look for them.
     fn emit(&mut self, number: PageNo, bytes: Vec<u8>, tree: bool) {
+        self.work += 8;
+        if self.dry {
+            return;
+        }
         if tree {
             self.pages.cache.insert(number, &bytes, page::level(&bytes) > 0);
         }
-        self.work += 8;
         self.output.fresh.push((number, bytes));
     }
 
-    fn node(&mut self, page: PageNo, level: u8, digest: Digest) -> Result<Vec<u8>, Stop> {
+    fn node(&mut self, child: &Child, level: u8) -> Result<Vec<u8>, Stop> {
         self.work += 8;
-        self.pages.fetch(self.shard, page, Want::Node { level, digest }).ok_or(Stop::Page)
+        let want = Want::Node { level, digest: child.digest };
+        self.pages.fetch(self.shard, child.page, want, &child.fence, self.dry).ok_or(Stop::Page)
+    }
+
+    fn foresee(&mut self, child: &Child, level: u8) {
+        let want = Want::Node { level, digest: child.digest };
+        self.pages.foresee(self.shard, child.page, want, &child.fence, self.dry);
     }
 }
 
@@ -108,7 +127,7 @@ struct InnerWork {
 #[derive(Debug)]
 enum Dropped {
     Subtree { level: u8, child: Child },
-    Big(Big),
+    Big(Key, Big),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -232,7 +251,7 @@ impl Job {
 
     /// Starts on a touched old page.
     fn descend(&mut self, env: &mut Env<'_>, own: Child, level: u8, high: Option<Key>) -> Result<(), Stop> {
-        let bytes = env.node(own.page, level, own.digest)?;
+        let bytes = env.node(&own, level)?;
         if level == 0 {
             let fence = own.fence.clone();
             self.leaf = Some(LeafWork::new(Some((own, bytes)), fence, high));
@@ -278,7 +297,7 @@ impl Job {
             let child = &work.children[i];
             let end = work.range_end(i);
             if env.delta.has_entries(&child.fence, end.as_deref()) {
-                env.pages.foresee(env.shard, child.page, Want::Node { level, digest: child.digest });
+                env.foresee(child, level);
                 asked += 1;
             }
             i += 1;
@@ -292,7 +311,7 @@ impl Job {
             LeafStep::Made(node) => self.sink().incoming.push_back(node),
             LeafStep::Done { changed } => {
                 let work = self.leaf.take().expect("a leaf is open");
-                self.to_drop.extend(work.dropped.into_iter().map(Dropped::Big));
+                self.to_drop.extend(work.dropped.into_iter().map(|(key, big)| Dropped::Big(key, big)));
                 match work.old {
                     Some((own, _)) if !changed => self.sink().incoming.push_back(Node::Old(own)),
                     Some((own, _)) => self.dropped.push(own.page),
@@ -317,7 +336,7 @@ impl Job {
                     Node::New { .. } => None,
                 });
                 let old_body = match &old {
-                    Some(child) => Some(body_of(&env.node(child.page, level, child.digest)?, &child.fence)),
+                    Some(child) => Some(body_of(&env.node(child, level)?, &child.fence)),
                     None => None,
                 };
                 let sink = self.sink();
@@ -413,7 +432,7 @@ impl Job {
         }
         let only = match self.single.get(&root.page) {
             Some(only) => only.clone(),
-            None => page::child(&env.node(root.page, level, root.digest)?, 0),
+            None => page::child(&env.node(&root, level)?, 0),
         };
         self.dropped.push(root.page);
         self.top = Sink::new(level - 1);
@@ -423,27 +442,27 @@ impl Job {
 
     /// Lists the pages of one dropped page's subtree or long value.
     fn drop_step(&mut self, env: &mut Env<'_>) -> Result<(), Stop> {
-        let found = match self.to_drop.last() {
+        let found = match self.to_drop.last().filter(|_| !env.dry) {
             None => {
                 self.phase = Phase::Finished;
                 return Ok(());
             }
             Some(Dropped::Subtree { level: 0, child }) if !child.overflow => (child.page, Vec::new()),
             Some(Dropped::Subtree { level: 0, child }) => {
-                let bytes = env.node(child.page, 0, child.digest);
+                let bytes = env.node(child, 0);
                 let bytes = bytes.inspect_err(|_| self.foresee_drops(env))?;
-                (child.page, bigs_of(&bytes).map(Dropped::Big).collect())
+                (child.page, bigs_of(&bytes).map(|(key, big)| Dropped::Big(key, big)).collect())
             }
             Some(Dropped::Subtree { level, child }) => {
-                let bytes = env.node(child.page, *level, child.digest);
+                let bytes = env.node(child, *level);
                 let bytes = bytes.inspect_err(|_| self.foresee_drops(env))?;
-                let below = children_of(&bytes, &Key::EMPTY);
+                let below = children_of(&bytes, &child.fence);
                 let below = below.into_iter().map(|child| Dropped::Subtree { level: level - 1, child });
                 (child.page, below.collect())
             }
-            Some(Dropped::Big(big)) if page::pages_of_big(big.len as usize) == 1 => (big.page, Vec::new()),
-            Some(Dropped::Big(big)) => {
-                let head = env.pages.fetch(env.shard, big.page, Want::BigHead(*big));
+            Some(Dropped::Big(_, big)) if page::pages_of_big(big.len as usize) == 1 => (big.page, Vec::new()),
+            Some(Dropped::Big(key, big)) => {
+                let head = env.pages.fetch(env.shard, big.page, Want::BigHead(*big), key, false);
                 let head = head.ok_or(Stop::Page).inspect_err(|_| self.foresee_drops(env))?;
                 self.dropped.extend(page::big_rest(&head).map(|(page, _)| page));
                 (big.page, Vec::new())
@@ -459,11 +478,10 @@ impl Job {
         for dropped in self.to_drop.iter().rev().skip(1).take(FORESEEN) {
             match dropped {
                 Dropped::Subtree { level, child } if *level > 0 || child.overflow => {
-                    let want = Want::Node { level: *level, digest: child.digest };
-                    env.pages.foresee(env.shard, child.page, want);
+                    env.foresee(child, *level);
                 }
-                Dropped::Big(big) if page::pages_of_big(big.len as usize) > 1 => {
-                    env.pages.foresee(env.shard, big.page, Want::BigHead(*big));
+                Dropped::Big(key, big) if page::pages_of_big(big.len as usize) > 1 => {
+                    env.pages.foresee(env.shard, big.page, Want::BigHead(*big), key, false);
                 }
                 _ => {}
             }
@@ -528,10 +546,10 @@ fn body_of(bytes: &[u8], fence: &Key) -> Body {
     Body::Leaf((0..page::count(bytes)).map(|i| page::leaf_entry(bytes, i)).collect())
 }
 
-/// The long values that a leaf names.
-pub(super) fn bigs_of(bytes: &[u8]) -> impl Iterator<Item = Big> + '_ {
+/// The long values that a leaf names, with their keys.
+pub(super) fn bigs_of(bytes: &[u8]) -> impl Iterator<Item = (Key, Big)> + '_ {
     (0..page::count(bytes)).filter_map(|i| match page::leaf_value(bytes, i) {
-        page::ValueAt::Big(big) => Some(big),
+        page::ValueAt::Big(big) => Some((Key::from(page::leaf_key(bytes, i)), big)),
         page::ValueAt::Inline(_) => None,
     })
 }

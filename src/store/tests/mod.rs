@@ -2,6 +2,7 @@
 
 mod damage;
 mod races;
+mod repair;
 mod shape;
 mod world;
 

@@ -240,6 +240,11 @@ impl World {
         self.log.push(logged);
     }
 
+    /// The next record stands here or later.
+    pub fn next_at(&mut self, at: Lsn) {
+        self.next_at = self.next_at.max(at);
+    }
+
     pub fn get(&mut self, shard: ShardId, key: &[u8]) -> Option<Vec<u8>> {
         let mut held = Vec::new();
         let value = loop {
@@ -447,6 +452,12 @@ impl World {
         if let Some(to_pages) = self.store.grow_wanted() {
             self.grow(to_pages);
         }
+    }
+
+    /// A write of the store that completes at once.
+    pub fn write_now(&mut self, first: PageNo, data: &SharedSlice) {
+        self.disk.write(first, data);
+        self.store.page_written(first);
     }
 
     pub fn grow(&mut self, to_pages: u64) {
@@ -714,7 +725,7 @@ fn reach(file: &[u8], number: PageNo, level: u8, digest: Digest, out: &mut BTree
         return;
     }
     if level == 0 {
-        bigs_of(bytes).for_each(|big| reach_big(file, &big, out));
+        bigs_of(bytes).for_each(|(_, big)| reach_big(file, &big, out));
         return;
     }
     for child in (0..page::count(bytes)).map(|i| page::child(bytes, i)) {
