@@ -13,6 +13,7 @@ CHAPTERS = {
     "badinput": "bad input",
     "badfiles": "bad files and folders",
     "kills": "kill -9 under load",
+    "powercuts": "power cuts under load",
     "disk": "a full disk",
     "limits": "limits",
     "restart": "restart after kill -9 with a large log",
