@@ -9,8 +9,10 @@
 //! - a number that is not known is absent (`null`), never zero;
 //! - field names and words are stable: `docs/json.md` is their contract.
 
+pub mod control_store;
 pub mod query;
 pub mod status;
+
 mod text;
 
 pub use query::{Channel, HaState, QueryStatus, ReceiverInfo, SenderInfo};

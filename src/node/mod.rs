@@ -22,6 +22,7 @@ mod clients;
 pub mod control;
 mod control_file;
 mod data;
+pub mod dir_store;
 mod files;
 mod gates;
 mod groups;
