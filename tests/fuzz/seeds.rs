@@ -39,7 +39,7 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
         ]),
         "wire" => {
             let mut whole = Vec::new();
-            let mut all: Vec<Vec<u8>> = messages().iter().map(|message| encoded(message)).collect();
+            let mut all: Vec<Vec<u8>> = messages().iter().map(encoded).collect();
             all.iter().skip(4).for_each(|message| whole.extend_from_slice(message));
             all.push(whole);
             all

@@ -30,13 +30,13 @@ pub struct Target {
     pub name: &'static str,
     pub run: fn(&[u8]) -> u64,
     /// Makes checksums right again, so that mutations reach what lies behind them.
-    pub reseal: fn(&mut Vec<u8>),
+    pub reseal: fn(&mut [u8]),
     /// What it may allocate, all allocations of one run added: so many times the input, and so much in any case.
     pub bytes_each: usize,
     pub bytes_once: usize,
 }
 
-fn no_seal(_: &mut Vec<u8>) {}
+fn no_seal(_: &mut [u8]) {}
 
 pub const TARGETS: &[Target] = &[
     Target { name: "resp-request", run: resp_request, reseal: no_seal, bytes_each: 96, bytes_once: 64 << 10 },
@@ -213,7 +213,7 @@ fn wire(data: &[u8]) -> u64 {
     way(ways)
 }
 
-fn seal_envelopes(data: &mut Vec<u8>) {
+fn seal_envelopes(data: &mut [u8]) {
     let mut at = 0;
     while data.len() - at >= ENVELOPE_BYTES {
         let body = u32::from_le_bytes(data[at + 8..at + 12].try_into().expect("four bytes")) as usize;
@@ -305,7 +305,7 @@ fn log(data: &[u8]) -> u64 {
 }
 
 /// Frames: each where its first LSN or the one before says.
-fn seal_frames(data: &mut Vec<u8>) {
+fn seal_frames(data: &mut [u8]) {
     let mut at = 0;
     while data.len() - at >= HEADER_BYTES {
         let length = u32::from_le_bytes(data[at + 64..at + 68].try_into().expect("four bytes")) as usize;
@@ -405,7 +405,7 @@ fn control(data: &[u8]) -> u64 {
     way((found.map_err(|error| word(&error)), both.is_ok()))
 }
 
-fn seal_control(data: &mut Vec<u8>) {
+fn seal_control(data: &mut [u8]) {
     for image in data.chunks_exact_mut(CONTROL_BYTES) {
         let digest = Digest::of(&image[..CONTROL_BYTES - 16]);
         image[CONTROL_BYTES - 16..].copy_from_slice(&digest.0.to_le_bytes());
@@ -421,7 +421,7 @@ fn superblock(data: &[u8]) -> u64 {
     }
 }
 
-fn seal_superblock(data: &mut Vec<u8>) {
+fn seal_superblock(data: &mut [u8]) {
     let half = data.len() / 2;
     let (a, b) = data.split_at_mut(half);
     for slot in [a, b] {
