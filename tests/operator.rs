@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use baton::base::Digest;
+use baton::role::control::CONTROL_BYTES;
+use baton::store::SLOT_BYTES;
 use serde_json::Value;
 
 const BATON: &str = env!("CARGO_BIN_EXE_baton");
@@ -286,4 +289,50 @@ fn nodes_with_different_cores_replicate_and_fail_over() {
     load(3);
     json(&["sandbox", "start", "2", "--dir", lab.path()], 0);
     assert_eq!(json(&up, 0)["cluster_state"], "Normal");
+}
+
+/// Whole files, checksums included, of a build that does not exist yet. A node may neither read them as its own nor take
+/// them for damage and fall back to something older.
+#[test]
+fn files_of_another_format_are_refused() {
+    let lab = Lab::new("formats");
+    let dir = lab.node(1);
+    let ports = ["--client-listen", "127.0.0.1:16911", "--peer-listen", "127.0.0.1:16912"];
+    json(&[&["init", "-D", &dir, "--cluster", "a", "--node", "1"][..], &ports[..]].concat(), 0);
+    let path = |name: &str| Path::new(&dir).join(name);
+
+    // Where the version stands in each file, and how many bytes the digest behind them covers.
+    let newer = |image: &mut [u8], at: usize, covered: usize| {
+        image[at..at + 2].copy_from_slice(&99u16.to_le_bytes());
+        let digest = Digest::of(&image[..covered]).0.to_le_bytes();
+        image[covered..covered + 16].copy_from_slice(&digest);
+    };
+    let refused = |what: &str| {
+        let output = baton(&["start", "-D", &dir, "-M", "primary"]);
+        let text =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{what}: {text}");
+        assert!(text.contains("version 99") || text.contains("format 99"), "{what} is not named: {text}");
+        assert_eq!(json(&["status", "-D", &dir], 3)["role"], "Down");
+    };
+
+    for name in ["control.a", "control.b"] {
+        let whole = std::fs::read(path(name)).unwrap();
+        let mut image = whole.clone();
+        newer(&mut image, 8, CONTROL_BYTES - 16);
+        std::fs::write(path(name), &image).unwrap();
+        refused(name);
+        std::fs::write(path(name), &whole).unwrap();
+    }
+    let whole = std::fs::read(path("superblock")).unwrap();
+    for slot in [0, SLOT_BYTES as usize] {
+        let mut image = whole.clone();
+        let used = u32::from_le_bytes(image[slot + 12..slot + 16].try_into().unwrap()) as usize;
+        newer(&mut image[slot..], 4, used - 16);
+        std::fs::write(path("superblock"), &image).unwrap();
+        refused("superblock");
+    }
+    std::fs::write(path("superblock"), &whole).unwrap();
+    assert_eq!(json(&["start", "-D", &dir, "-M", "primary"], 0)["status"]["role"], "Primary");
+    json(&["stop", "-D", &dir], 0);
 }

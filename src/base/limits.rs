@@ -21,6 +21,8 @@ pub const RECENT_LOG_BYTES: usize = 16 << 20;
 
 /// A page of the store.
 pub const PAGE_BYTES: usize = 16 << 10;
+/// Pages of the page file: 16 TiB. A bitmap of the file is allocated from the length that a superblock declares.
+pub const PAGE_FILE_PAGES_MAX: u64 = 1 << 30;
 /// Virtual shards of a cluster.
 pub const SHARDS_DEFAULT: u16 = 64;
 pub const SHARDS_MAX: u16 = 256;

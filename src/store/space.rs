@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::PageNo;
+use crate::base::limits::PAGE_FILE_PAGES_MAX;
 
 /// Growth steps in pages: 1 MiB at least, 64 MiB at most, a quarter of the file in between.
 const GROW_MIN: u64 = 64;
@@ -133,10 +134,10 @@ impl Space {
 
     /// The size to grow to now, once per size.
     pub fn ask_growth(&mut self) -> Option<u64> {
-        if self.asked_pages > self.file_pages {
+        if self.asked_pages > self.file_pages || self.file_pages >= PAGE_FILE_PAGES_MAX {
             return None;
         }
-        self.asked_pages = self.file_pages + self.step();
+        self.asked_pages = (self.file_pages + self.step()).min(PAGE_FILE_PAGES_MAX);
         Some(self.asked_pages)
     }
 

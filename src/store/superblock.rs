@@ -4,7 +4,7 @@
 //! slot as well: falling back to it only means more redo.
 
 use super::{PageNo, SLOT_BYTES, StoreError};
-use crate::base::limits::{BLOCK_BYTES, SHARDS_MAX};
+use crate::base::limits::{BLOCK_BYTES, PAGE_FILE_PAGES_MAX, SHARDS_MAX};
 use crate::base::{AlignedBuf, ClusterId, Digest, Lsn, ShardId, SharedSlice};
 use crate::record::MERGE_VERSION;
 
@@ -108,7 +108,7 @@ impl Slot {
         bytes.share()
     }
 
-    /// `Ok(None)`: the slot is not whole (torn, damaged, or never written).
+    /// `Ok(None)`: the slot is not whole (torn, damaged, or never written), or declares a page file that cannot be.
     pub fn decode(bytes: &[u8], cluster: ClusterId, shards: u16) -> Result<Option<Slot>, StoreError> {
         let Some(used) = whole(bytes) else { return Ok(None) };
         let u16_at = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
@@ -130,6 +130,9 @@ impl Slot {
             return Ok(None);
         }
         let (sequence, file_pages) = (u64_at(bytes, 32), u64_at(bytes, 40));
+        if file_pages > PAGE_FILE_PAGES_MAX {
+            return Ok(None);
+        }
         let roots = (0..usize::from(shards)).map(|shard| decode_roots(bytes, shard, file_pages)).collect();
         Ok(Option::map(roots, |roots| Slot { sequence, file_pages, roots }))
     }
@@ -181,6 +184,16 @@ fn decode_roots(bytes: &[u8], shard: usize, file_pages: u64) -> Option<Vec<Root>
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_impossible_page_file_is_not_believed() {
+        let cluster = ClusterId(1);
+        let mut slot = sample(3, 4);
+        slot.file_pages = PAGE_FILE_PAGES_MAX;
+        assert!(Slot::decode(&slot.encode(cluster), cluster, 3).unwrap().is_some());
+        slot.file_pages += 1;
+        assert!(Slot::decode(&slot.encode(cluster), cluster, 3).unwrap().is_none());
+    }
 
     fn sample(shards: u16, sequence: u64) -> Slot {
         let root = |shard: u16, i: u64| Root {

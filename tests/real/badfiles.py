@@ -4,10 +4,12 @@ to do."""
 import os
 import random
 import shutil
+import signal
 import time
 
 from badinput import Witness, write
 from harness import Node, Sandbox, run, wait_for, want
+from kills import Load
 
 
 def scratch(path, offset=0, length=64):
@@ -182,6 +184,32 @@ def folders(world):
         return f"a second process gave up after {took:.1f} s"
 
 
+def started_at_once(world):
+    """kill -9 under load and a start in the same breath, while writes of the dead process may still be on their way."""
+    with Sandbox(world, "atonce", 1) as sandbox:
+        node = sandbox.node(1)
+        load = Load(sandbox, writers=3)
+        load.start()
+        rounds = 40 if world.long else 6
+        try:
+            for _ in range(rounds):
+                load.progress()
+                os.kill(node.pid(), signal.SIGKILL)
+                # The command line looks for the old process, or two processes meet at the lock: both must end well.
+                done = run(world.baton, "start", "-M", "primary", "-D", node.folder)
+                if "runs already" in done.stdout + done.stderr:
+                    wait_for(lambda: not node.alive(), 20, "the killed process does not die")
+                    node.start("-M", "primary")
+                else:
+                    want(done.returncode == 0, f"a start right after kill -9: {done.returncode} {done.stderr[:300]}")
+                load.verify_through()
+            load.end()
+        finally:
+            load.stop.set()
+        load.verify(sandbox.wait_primary().port, whole=True)
+        return f"{rounds} times; {load.counts()}"
+
+
 def ports(path, node):
     """Other ports for a copy, the members stay as they are."""
     with open(path, encoding="utf-8") as file:
@@ -242,4 +270,5 @@ def checks(report, world):
     report.check("damaged superblock", superblock, world)
     report.check("torn and damaged log", torn_log, world)
     report.check("wrong, cloned, empty and busy folders", folders, world)
+    report.check("a start in the same breath as kill -9", started_at_once, world)
     report.check("mistakes in the configuration", configuration, world)

@@ -259,6 +259,7 @@ def peer_garbage(world, sandbox):
         head + bytes([1, 0]) + (0xFFFFFFFF).to_bytes(4, "little") + b"\0" * 60,
         head + bytes([19, 0]) + (16 << 20).to_bytes(4, "little") + b"\0" * 60,
         head + bytes([200, 0]) + b"\0" * 64,
+        b"BTNP" + (99).to_bytes(2, "little") + bytes([1, 0]) + (72).to_bytes(4, "little") + b"\0" * 132,
         head + bytes([1, 0]) + (72).to_bytes(4, "little") + dice.randbytes(60 + 72),
         encode("SET", "a", "b"),
         b"BTNP",
@@ -276,6 +277,8 @@ def peer_garbage(world, sandbox):
     witness.still()
     sandbox.wait_caught_up(next(other for other in sandbox.nodes if other is not node))
     want("peer link broke the protocol" in node.log(), "the log says nothing about the garbage")
+    want("version" in after(node.log(), "peer link broke the protocol"), "the log says nothing about the other version")
+    declared_lengths(sandbox)
     # With strangers sitting there, a standby still gets in.
     strangers = [socket.create_connection(("127.0.0.1", node.peer_port), timeout=3) for _ in range(200)]
     standby = next(other for other in sandbox.nodes if other is not node)
@@ -286,6 +289,25 @@ def peer_garbage(world, sandbox):
         stranger.close()
     witness.still()
     return f"{len(packets)} kinds on every node, 150 half-open strangers, a standby comes back among 200"
+
+
+def declared_lengths(sandbox):
+    """Strangers who announce the largest messages there are, and send a little: nothing is reserved for them."""
+    for target in sandbox.nodes:
+        before, strangers = memory(target.pid()), []
+        for kind in (1, 2, 3, 5, 16, 19, 49, 64, 81) * 6:
+            for length in (4096, 1 << 20, 16 << 20, 0x7FFFFFFF):
+                head = b"BTNP" + (1).to_bytes(2, "little") + bytes([kind, 0]) + length.to_bytes(4, "little") + b"\0" * 60
+                try:
+                    stranger = socket.create_connection(("127.0.0.1", target.peer_port), timeout=3)
+                    stranger.sendall(head + b"\0" * 1000)
+                    strangers.append(stranger)
+                except OSError:
+                    pass
+        grown = memory(target.pid()) - before
+        for stranger in strangers:
+            stranger.close()
+        want(grown < 64, f"node {target.id} grew by {grown:.0f} MiB for {len(strangers)} strangers' announcements")
 
 
 class Recorder:

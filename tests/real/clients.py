@@ -43,6 +43,9 @@ def basics(world, sandbox):
         want(client.delete("b:1", "b:2", "b:n", "b:f", "b:a") == 5, "DEL")
         info = client.info()
         want(info["role"] == "master" and "redis_version" in info, f"INFO {list(info)[:5]}")
+        # The library tells its name behind the application's back, and ignores it when that fails.
+        mine = next(entry for entry in client.client_list() if entry["name"] == f"real-{protocol}")
+        want(mine.get("lib-name", "").startswith("redis-py") and mine.get("resp") == str(protocol), f"CLIENT SETINFO and HELLO: {mine}")
         want(isinstance(client.client_list(), list) and client.client_id() > 0, "CLIENT LIST and ID")
         want(client.config_get("maxmemory") is not None, "CONFIG GET")
         want(client.dbsize() >= 0 and client.time()[0] > 1_600_000_000, "DBSIZE and TIME")

@@ -15,6 +15,7 @@ CHAPTERS = {
     "operate": "roles, policies, configuration",
     "decay": "pages that decay",
     "kills": "kill -9 under load",
+    "powercuts": "power cuts under load",
     "disk": "a full disk",
     "limits": "limits",
     "restart": "restart after kill -9 with a large log",
