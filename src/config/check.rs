@@ -246,6 +246,7 @@ impl Checker<'_> {
             shards: self.number("shards", 1, u64::from(SHARDS_MAX)).map_or(SHARDS_DEFAULT, |n| n as u16),
             segment_bytes,
             staleness_bound: self.duration("staleness_bound", milli, second * 86_400),
+            voter_timeout: self.duration("voter_timeout", second * 5, second * 86_400 * 7),
             wal_sync: self
                 .word(
                     "wal_sync",

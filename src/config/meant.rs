@@ -199,6 +199,8 @@ pub struct Config {
     pub shards: u16,
     pub segment_bytes: u64,
     pub staleness_bound: Option<Duration>,
+    /// A voter silent for this long loses its vote until it is back.
+    pub voter_timeout: Option<Duration>,
     pub wal_sync: WalSync,
     /// `None`: calibrated.
     pub frames_in_flight: Option<usize>,
@@ -268,6 +270,7 @@ impl Config {
             ("shards", self.shards.to_string()),
             ("segment_bytes", show_size(self.segment_bytes)),
             ("staleness_bound", time(self.staleness_bound)),
+            ("voter_timeout", time(self.voter_timeout)),
             ("wal_sync", self.wal_sync.name().into()),
             (
                 "frames_in_flight",

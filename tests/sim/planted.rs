@@ -52,7 +52,10 @@ const NOT_FOUND_HERE: [(Bug, &str); 13] = [
     (Bug::OrderTermsByNumberOnly, "it needs two candidates that draw one number and both win"),
     (Bug::AckAfterPromise, "it needs an acknowledgement in flight at the moment of a promise"),
     (Bug::OneSlotControlFallback, "it needs a control copy damaged between two writes"),
-    (Bug::PublishPolicyInWrongOrder, "membership changes and their store are not built"),
+    (
+        Bug::PublishPolicyInWrongOrder,
+        "no control store is attached to the policy; the role room's own cluster finds it",
+    ),
     (
         Bug::ServeBeforeTermStartCommits,
         "it needs a winner that dies between its first answer and its first commit",
