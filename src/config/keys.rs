@@ -87,6 +87,13 @@ pub const KEYS: &[Key] = &[
     key("staleness_bound", "duration", "none", "1ms to 1d", "a standby further behind refuses reads"),
     key("scrub_rate", "size", "4MiB", "0B (off) to 16GiB", "bytes per second that the scrubber reads"),
     key("scrub_every", "duration", "1h", "1s to 30d", "pause of the scrubber between two passes"),
+    key(
+        "voter_timeout",
+        "duration",
+        "none",
+        "5s to 7d",
+        "a voter silent for this long loses its vote until it is back",
+    ),
     key("wal_sync", "word", "auto", "auto, dsync, fdatasync", "how log writes are made durable"),
     key("frames_in_flight", "number", "calibrated", "1 to 16", "log writes under way at the same time"),
     key("store", "word", "none", "none", "control store that decides failovers"),

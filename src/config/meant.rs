@@ -207,6 +207,8 @@ pub struct Config {
     pub scrub_rate: u64,
     /// Its pause between two passes.
     pub scrub_every: Duration,
+    /// A voter silent for this long loses its vote until it is back.
+    pub voter_timeout: Option<Duration>,
     pub wal_sync: WalSync,
     /// `None`: calibrated.
     pub frames_in_flight: Option<usize>,
@@ -297,6 +299,7 @@ impl Config {
             ("staleness_bound", time(self.staleness_bound)),
             ("scrub_rate", show_size(self.scrub_rate)),
             ("scrub_every", show_duration(self.scrub_every)),
+            ("voter_timeout", time(self.voter_timeout)),
             ("wal_sync", self.wal_sync.name().into()),
             (
                 "frames_in_flight",

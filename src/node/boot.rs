@@ -421,7 +421,7 @@ impl Parts {
                 cascade: config.me().upstream.is_some(),
                 lease: LEASE,
                 traits: traits(&config),
-                voter_timeout: None,
+                voter_timeout: config.voter_timeout,
                 store: false,
                 seed: seam.random(),
             },

@@ -314,7 +314,8 @@ impl RoleMachine {
         };
         let old_live = old.voters.iter().filter(|voter| alive(voter.node)).count();
         let enough = old_live > usize::from(old.k);
-        if !enough && !(c.wanted.force && k < old.k) {
+        let forced_down = c.wanted.force && k < old.k;
+        if !enough && !forced_down {
             return bad(
                 "too few voters of the present generation live to commit the change: bring them back",
             );

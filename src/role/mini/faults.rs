@@ -95,7 +95,7 @@ impl World {
                 if self.plan.changes && self.rng.chance(0.5) {
                     return self.change_policy();
                 }
-                let command = if self.rng.chance(if self.plan.duels { 0.1 } else { 0.4 }) {
+                let command = if !self.plan.duels && self.rng.chance(0.4) {
                     let to = self.rng.chance(0.5).then(|| self.nodes[node].id);
                     let timeout = Duration::from_millis(self.rng.between(50, 3000));
                     Command::Switchover { to, dry_run: self.rng.chance(0.1), timeout }
