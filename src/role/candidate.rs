@@ -12,7 +12,7 @@ use super::lead::Leading;
 use super::machine::{COMMAND_MAX, Fence, Phase, RoleMachine, Wish, Work};
 use super::message::{LeaderSeen, PromiseAnswer, Release, Report, RoleMessage};
 use super::policy::{Generation, PendingGeneration, Voter};
-use super::recruit::{self, Tally};
+use super::recruit::{self, Tally, evidence_of, judge_alone, newest_term, no_quorum, nodes};
 use super::state::{Role, State};
 use crate::base::planted::{Bug, planted};
 use crate::base::{Incarnation, Lsn, Mono, NodeId, Term};
@@ -55,7 +55,6 @@ pub(super) struct Recruit {
     pub(super) stage: Stage,
 }
 
-/// How far an attempt is.
 #[derive(Debug)]
 pub(super) enum Stage {
     Dry {
@@ -234,10 +233,6 @@ impl RoleMachine {
         self.work = Work::Recruit(Box::new(recruit));
     }
 
-    fn new_term(&mut self) -> Term {
-        Term { number: self.highest.saturating_add(1), id: self.rng.next_u128() }
-    }
-
     pub(super) fn advance_recruit(&mut self, now: Mono, log: &LogView, out: &mut Vec<Effect>) -> bool {
         let Work::Recruit(mut recruit) = std::mem::replace(&mut self.work, Work::None) else { return false };
         let step = self.step(now, log, &mut recruit, out);
@@ -380,7 +375,7 @@ impl RoleMachine {
         }
         let tallies = r.tallies(&r.reports);
         if r.alone {
-            if let Err(refusal) = self.judge_alone(log, r, &tallies) {
+            if let Err(refusal) = judge_alone(r.force, &r.reports, log, &tallies) {
                 return self.fail(now, r, refusal, false, out);
             }
         } else if let Some(short) = tallies.iter().find(|tally| !tally.enough()) {
@@ -444,23 +439,6 @@ impl RoleMachine {
         }
         if log.end == Lsn::ZERO || binding.iter().any(|g| g.voters.iter().any(|voter| voter.node == node)) {
             return refuse("this data folder is not the one the cluster knows: build it first");
-        }
-        Ok(())
-    }
-
-    fn judge_alone(&self, log: &LogView, r: &Recruit, tallies: &[Tally]) -> Result<(), Refusal> {
-        if r.force {
-            return Ok(());
-        }
-        if tallies.iter().all(Tally::enough) {
-            return Err(Refusal::AloneNotNeeded {
-                have: tallies.iter().map(|tally| tally.have).min().unwrap_or(0),
-            });
-        }
-        if !tallies.iter().all(Tally::lossless) {
-            let evidence = evidence_of("alone", log, &r.reports, tallies)
-                .with("at risk", format!("every write acknowledged above {}", log.committed));
-            return Err(Refusal::LossPossible { evidence });
         }
         Ok(())
     }
@@ -818,42 +796,4 @@ impl RoleMachine {
         }
         self.close(r, Err(why), out);
     }
-}
-
-pub(super) fn no_quorum(short: &Tally) -> Refusal {
-    Refusal::NoQuorum {
-        generation: short.generation,
-        have: short.have,
-        need: short.need,
-        missing: short.missing.clone(),
-    }
-}
-
-/// The newest term that a node knows to be started.
-fn newest_term(report: &Report) -> Term {
-    report.history.last().map_or(report.last_term, |(term, _)| term.max(report.last_term))
-}
-
-fn nodes<'a>(nodes: impl Iterator<Item = &'a NodeId>) -> String {
-    nodes.map(NodeId::to_string).collect::<Vec<_>>().join(",")
-}
-
-/// What was found, for the operator: who answered, whose log is best, how many votes.
-fn evidence_of(
-    what: &'static str,
-    log: &LogView,
-    reports: &BTreeMap<NodeId, Report>,
-    tallies: &[Tally],
-) -> Evidence {
-    let logs: Vec<String> =
-        reports.iter().map(|(node, report)| format!("{node}:{}@{}", report.end, report.last_term)).collect();
-    let votes: Vec<String> = tallies
-        .iter()
-        .map(|tally| format!("generation {}: {} of {} needed", tally.generation, tally.have, tally.need))
-        .collect();
-    Evidence::new(what)
-        .with("logs", logs.join(" "))
-        .with("votes", votes.join(", "))
-        .with("own end", log.end)
-        .with("known commit", log.committed)
 }

@@ -13,7 +13,7 @@ use super::input::{CommandResult, Done, Effect, Evidence, LogView, PolicyChange,
 use super::machine::{COMMAND_MAX, Phase, RoleMachine, Work};
 use super::message::{LeaderSeen, Report, RoleMessage};
 use super::policy::{Generation, PendingGeneration, Voter};
-use crate::base::limits::{SWITCHOVER_LAG_BYTES_MAX, VOTERS_MAX};
+use crate::base::limits::{PENDING_MAX, SWITCHOVER_LAG_BYTES_MAX, VOTERS_MAX};
 use crate::base::planted::{Bug, planted};
 use crate::base::{Lsn, Mono, NodeId};
 
@@ -68,6 +68,69 @@ enum Step {
 }
 
 impl RoleMachine {
+    /// The generations that bind this node's own commits and lease.
+    pub(super) fn in_force(&self) -> Vec<Generation> {
+        let pending = &self.control.pending;
+        // A forced generation stands for everything before it: that is what was forced.
+        let forced = pending.iter().rposition(|pending| pending.generation.forced);
+        let policy = forced.is_none().then_some(&self.control.policy);
+        let rest = pending[forced.unwrap_or(0)..].iter().map(|pending| &pending.generation);
+        policy.into_iter().chain(rest).cloned().collect()
+    }
+
+    /// The newest generation in this log, committed or not.
+    pub(super) fn newest(&self) -> &Generation {
+        self.control.pending.last().map_or(&self.control.policy, |pending| &pending.generation)
+    }
+
+    /// A log that ends at `end` holds no records above it. True when that changed something.
+    pub(super) fn cut_pending(&mut self, end: Lsn) -> bool {
+        let before = self.control.pending.len();
+        self.control.pending.retain(|pending| pending.end <= end);
+        self.refused_from.take_if(|from| *from >= end);
+        self.control.pending.len() != before
+    }
+
+    /// One more generation that must be satisfied until its record is known to be committed.
+    pub(super) fn add_pending(&mut self, pending: PendingGeneration, out: &mut Vec<Effect>) {
+        // (term, LSN) names one record: whatever was thought to stand here or above was cut off.
+        self.cut_pending(pending.start);
+        if self.control.pending.len() == PENDING_MAX {
+            self.refused_from = Some(self.refused_from.map_or(pending.start, |from| from.min(pending.start)));
+            out.push(Effect::Evidence(
+                Evidence::new("too many policy generations wait: nothing is acknowledged from there on")
+                    .with("generation", pending.generation.number)
+                    .with("start", pending.start),
+            ));
+            return;
+        }
+        if self.durable >= self.pending_image {
+            self.pending_from = pending.start;
+        }
+        self.control.pending.push(pending);
+        self.pending_image = self.persist(out);
+    }
+
+    pub(super) fn policy_appended(&mut self, pending: PendingGeneration, out: &mut Vec<Effect>) {
+        if pending.generation.number > self.control.policy.number && !self.control.pending.contains(&pending)
+        {
+            self.add_pending(pending, out);
+        }
+    }
+
+    /// A pending generation whose record is committed is in force, and those before it are over.
+    pub(super) fn settle_policy(&mut self, log: &LogView, out: &mut Vec<Effect>) {
+        let settled = self.control.pending.iter().take_while(|p| p.end <= log.committed.lsn()).count();
+        let Some(pending) = self.control.pending.drain(..settled).next_back() else { return };
+        let evidence = Evidence::new("policy generation in force")
+            .with("generation", pending.generation.number)
+            .with("voters", pending.generation.voters.len())
+            .with("copies", pending.generation.k);
+        self.control.policy = pending.generation;
+        self.persist(out);
+        out.push(Effect::Evidence(evidence));
+    }
+
     /// The number of the policy generation that is being put into force by a command or by the voter time-out.
     pub fn changing_policy(&self) -> Option<u64> {
         let change = self.change.as_ref()?;

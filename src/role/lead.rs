@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use super::control::{DataStatus, Operation, Part};
 use super::input::{Done, Effect, Evidence, LogView, Refusal};
-use super::machine::{Phase, RoleMachine, Work};
+use super::machine::{Phase, RoleMachine, Wish, Work};
 use super::message::{Release, RoleMessage};
 use super::state::{Role, State};
 use crate::base::planted::{Bug, planted};
@@ -35,6 +36,34 @@ pub(super) struct Leading {
 }
 
 impl RoleMachine {
+    pub(super) fn new_term(&mut self) -> Term {
+        Term { number: self.highest.saturating_add(1), id: self.rng.next_u128() }
+    }
+
+    /// After a blackout somebody has to ask first, and only one: the node that led the newest term. It asks for a new
+    /// one (`protocol` 3.1). A standby whose primary is merely dead never asks by itself. In the middle of a switchover
+    /// the next primary asks first, and the old one when that has had its time.
+    pub(super) fn wish_again(&mut self, now: Mono, log: &LogView) {
+        let led = self.control.last_led;
+        let newest = self.control.history.last().map_or(Term::NONE, |(last, _)| last);
+        let (own, leases) = match self.control.operation {
+            Some(Operation { part: Part::TakingOver, term, .. }) => (term, 0),
+            Some(Operation { part: Part::HandingOver, .. }) => (newest, 3),
+            None if !led.is_none() && newest == led => (led, 0),
+            None => return,
+        };
+        if self.control.status == DataStatus::Whole && log.whole {
+            self.wish_own(now, own, leases);
+        }
+    }
+
+    /// This node will ask to lead by itself, as long as nobody knows of a term above `own`.
+    pub(super) fn wish_own(&mut self, now: Mono, own: Term, leases: u32) {
+        let jitter = self.config.lease.mul_f64(self.rng.below(1000) as f64 / 4000.0);
+        let next = now + self.config.lease * leases + jitter;
+        self.wish = Some(Wish { op: None, own: Some(own), give_up: now, next, alone: false, force: false });
+    }
+
     /// Serves once the term-start frame is committed (`protocol` 3.5).
     pub(super) fn try_serve(&mut self, log: &LogView, out: &mut Vec<Effect>) {
         let early = planted(Bug::ServeBeforeTermStartCommits);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::candidate::{Recruit, Stage};
 use super::change::{Change, Stored};
-use super::control::{ControlState, DataStatus, Operation, Part};
+use super::control::{ControlState, DataStatus};
 use super::follow::Adopt;
 use super::history::History;
 use super::input::{Command, Done, Effect, Evidence, Input, LogView, Refusal};
@@ -20,7 +20,7 @@ use super::policy::{Generation, PendingGeneration};
 use super::promise::PromiseWork;
 use super::state::{Repair, Role, State, allowed};
 use super::switch::{Away, Prepare, Switch};
-use crate::base::limits::{PEER_SILENCE_MAX, PENDING_MAX};
+use crate::base::limits::PEER_SILENCE_MAX;
 use crate::base::planted::{Bug, planted};
 use crate::base::{Incarnation, Lsn, Mono, NodeId, Prng, Term};
 
@@ -290,30 +290,6 @@ impl RoleMachine {
         if planted(Bug::ResumeOwnTermAfterRestart) {
             self.resume_own_term(log, out);
         }
-    }
-
-    /// After a blackout somebody has to ask first, and only one: the node that led the newest term. It asks for a new
-    /// one (`protocol` 3.1). A standby whose primary is merely dead never asks by itself. In the middle of a switchover
-    /// the next primary asks first, and the old one when that has had its time.
-    fn wish_again(&mut self, now: Mono, log: &LogView) {
-        let led = self.control.last_led;
-        let newest = self.control.history.last().map_or(Term::NONE, |(last, _)| last);
-        let (own, leases) = match self.control.operation {
-            Some(Operation { part: Part::TakingOver, term, .. }) => (term, 0),
-            Some(Operation { part: Part::HandingOver, .. }) => (newest, 3),
-            None if !led.is_none() && newest == led => (led, 0),
-            None => return,
-        };
-        if self.control.status == DataStatus::Whole && log.whole {
-            self.wish_own(now, own, leases);
-        }
-    }
-
-    /// This node will ask to lead by itself, as long as nobody knows of a term above `own`.
-    pub(super) fn wish_own(&mut self, now: Mono, own: Term, leases: u32) {
-        let jitter = self.config.lease.mul_f64(self.rng.below(1000) as f64 / 4000.0);
-        let next = now + self.config.lease * leases + jitter;
-        self.wish = Some(Wish { op: None, own: Some(own), give_up: now, next, alone: false, force: false });
     }
 
     fn dispatch(&mut self, now: Mono, log: &LogView, input: Input, out: &mut Vec<Effect>) {
@@ -681,69 +657,6 @@ impl RoleMachine {
             policy: self.control.policy.clone(),
             pending: self.control.pending.clone(),
         }
-    }
-
-    /// The generations that bind this node's own commits and lease.
-    pub(super) fn in_force(&self) -> Vec<Generation> {
-        let pending = &self.control.pending;
-        // A forced generation stands for everything before it: that is what was forced.
-        let forced = pending.iter().rposition(|pending| pending.generation.forced);
-        let policy = forced.is_none().then_some(&self.control.policy);
-        let rest = pending[forced.unwrap_or(0)..].iter().map(|pending| &pending.generation);
-        policy.into_iter().chain(rest).cloned().collect()
-    }
-
-    /// The newest generation in this log, committed or not.
-    pub(super) fn newest(&self) -> &Generation {
-        self.control.pending.last().map_or(&self.control.policy, |pending| &pending.generation)
-    }
-
-    /// A log that ends at `end` holds no records above it. True when that changed something.
-    fn cut_pending(&mut self, end: Lsn) -> bool {
-        let before = self.control.pending.len();
-        self.control.pending.retain(|pending| pending.end <= end);
-        self.refused_from.take_if(|from| *from >= end);
-        self.control.pending.len() != before
-    }
-
-    /// One more generation that must be satisfied until its record is known to be committed.
-    pub(super) fn add_pending(&mut self, pending: PendingGeneration, out: &mut Vec<Effect>) {
-        // (term, LSN) names one record: whatever was thought to stand here or above was cut off.
-        self.cut_pending(pending.start);
-        if self.control.pending.len() == PENDING_MAX {
-            self.refused_from = Some(self.refused_from.map_or(pending.start, |from| from.min(pending.start)));
-            out.push(Effect::Evidence(
-                Evidence::new("too many policy generations wait: nothing is acknowledged from there on")
-                    .with("generation", pending.generation.number)
-                    .with("start", pending.start),
-            ));
-            return;
-        }
-        if self.durable >= self.pending_image {
-            self.pending_from = pending.start;
-        }
-        self.control.pending.push(pending);
-        self.pending_image = self.persist(out);
-    }
-
-    fn policy_appended(&mut self, pending: PendingGeneration, out: &mut Vec<Effect>) {
-        if pending.generation.number > self.control.policy.number && !self.control.pending.contains(&pending)
-        {
-            self.add_pending(pending, out);
-        }
-    }
-
-    /// A pending generation whose record is committed is in force, and those before it are over.
-    fn settle_policy(&mut self, log: &LogView, out: &mut Vec<Effect>) {
-        let settled = self.control.pending.iter().take_while(|p| p.end <= log.committed.lsn()).count();
-        let Some(pending) = self.control.pending.drain(..settled).next_back() else { return };
-        let evidence = Evidence::new("policy generation in force")
-            .with("generation", pending.generation.number)
-            .with("voters", pending.generation.voters.len())
-            .with("copies", pending.generation.k);
-        self.control.policy = pending.generation;
-        self.persist(out);
-        out.push(Effect::Evidence(evidence));
     }
 
     fn data_changed(

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use super::input::{Evidence, LogView, Refusal};
 use super::message::Report;
 use super::policy::{Generation, PendingGeneration};
-use crate::base::NodeId;
 use crate::base::planted::{Bug, planted};
+use crate::base::{NodeId, Term};
 
 /// How far a recruit is under one generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +86,68 @@ pub fn best(reports: &BTreeMap<NodeId, Report>, me: NodeId) -> Option<NodeId> {
         .filter(|(_, report)| report.whole || blind)
         .max_by_key(|(node, report)| (report.last_term, report.end, **node == me))
         .map(|(node, _)| *node)
+}
+
+/// Why a tally is short, for an operator.
+pub fn no_quorum(short: &Tally) -> Refusal {
+    Refusal::NoQuorum {
+        generation: short.generation,
+        have: short.have,
+        need: short.need,
+        missing: short.missing.clone(),
+    }
+}
+
+/// The newest term that a node knows to be started.
+pub fn newest_term(report: &Report) -> Term {
+    report.history.last().map_or(report.last_term, |(term, _)| term.max(report.last_term))
+}
+
+pub fn nodes<'a>(nodes: impl Iterator<Item = &'a NodeId>) -> String {
+    nodes.map(NodeId::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// What was found, for the operator: who answered, whose log is best, how many votes.
+pub fn evidence_of(
+    what: &'static str,
+    log: &LogView,
+    reports: &BTreeMap<NodeId, Report>,
+    tallies: &[Tally],
+) -> Evidence {
+    let logs: Vec<String> =
+        reports.iter().map(|(node, report)| format!("{node}:{}@{}", report.end, report.last_term)).collect();
+    let votes: Vec<String> = tallies
+        .iter()
+        .map(|tally| format!("generation {}: {} of {} needed", tally.generation, tally.have, tally.need))
+        .collect();
+    Evidence::new(what)
+        .with("logs", logs.join(" "))
+        .with("votes", votes.join(", "))
+        .with("own end", log.end)
+        .with("known commit", log.committed)
+}
+
+/// May a lone survivor lead: can nothing be lost, or is that accepted?
+pub fn judge_alone(
+    force: bool,
+    reports: &BTreeMap<NodeId, Report>,
+    log: &LogView,
+    tallies: &[Tally],
+) -> Result<(), Refusal> {
+    if force {
+        return Ok(());
+    }
+    if tallies.iter().all(Tally::enough) {
+        return Err(Refusal::AloneNotNeeded {
+            have: tallies.iter().map(|tally| tally.have).min().unwrap_or(0),
+        });
+    }
+    if !tallies.iter().all(Tally::lossless) {
+        let evidence = evidence_of("alone", log, reports, tallies)
+            .with("at risk", format!("every write acknowledged above {}", log.committed));
+        return Err(Refusal::LossPossible { evidence });
+    }
+    Ok(())
 }
 
 #[cfg(test)]

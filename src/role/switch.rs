@@ -12,12 +12,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::candidate::no_quorum;
 use super::control::{DataStatus, Operation, Part};
 use super::input::{CommandResult, Done, Effect, Evidence, LogView, Refusal, Unfit};
 use super::machine::{Phase, RoleMachine, Work};
 use super::message::{LeaderSeen, Outcome, Release, Report, RoleMessage};
-use super::recruit;
+use super::recruit::{self, no_quorum};
 use super::state::{Role, State};
 use crate::base::limits::SWITCHOVER_LAG_BYTES_MAX;
 use crate::base::{Lsn, Mono, NodeId, Term};

@@ -458,7 +458,8 @@ impl World {
     fn store_policy(&mut self, node: usize, ticket: u64, policy: (Generation, Option<Generation>)) {
         let newer = self.store.as_ref().is_some_and(|(held, _)| held.number > policy.0.number);
         let flaky = !self.calm;
-        let stored = !newer && !(flaky && self.rng.chance(0.05));
+        let refused = newer || (flaky && self.rng.chance(0.05));
+        let stored = !refused;
         if stored {
             self.store = Some(policy);
         }

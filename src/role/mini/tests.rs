@@ -69,8 +69,6 @@ enum Shows {
     UnsafeWhenForced,
     /// An oracle sees it soonest in a small cluster that loses a disk.
     UnsafeWhenWiped,
-    /// An oracle sees it soonest when operators ask two nodes at once.
-    UnsafeInDuels,
     /// An oracle sees it soonest in a cluster of four whose policy changes and whose recruits read a store.
     UnsafeWithStore,
     /// The cluster never recovers, or the machine's own assertions stop it first.
@@ -87,10 +85,6 @@ fn finds(bug: Bug, shows: Shows) {
         let mut plan = Plan { lossy: shows == Shows::UnsafeWhenForced, ..plan(seed) };
         if shows == Shows::UnsafeWhenWiped {
             (plan.wipes, plan.nodes) = (true, 3);
-        }
-        if shows == Shows::UnsafeInDuels {
-            (plan.duels, plan.nodes) = (true, 3);
-            (plan.changes, plan.store) = (false, false);
         }
         if shows == Shows::UnsafeWithStore {
             (plan.wipes, plan.nodes) = (false, 4);
@@ -120,7 +114,6 @@ macro_rules! finds {
 finds! {
     finds_a_resumed_term: ResumeOwnTermAfterRestart, Unsafe;
     finds_a_reported_promise: ReportPromisedTerm, Unsafe;
-    finds_terms_ordered_by_number: OrderTermsByNumberOnly, UnsafeInDuels;
     finds_acks_after_a_promise: AckAfterPromise, Unsafe;
     finds_a_wiped_voter: CountWipedOrBuildingNode, UnsafeWhenWiped;
     finds_a_single_control_slot: OneSlotControlFallback, Unsafe;
