@@ -110,7 +110,7 @@ class Cluster(Sandbox):
                 file.write(
                     f'cluster = "powercuts"\nnode = {node.id}\nclient_listen = "127.0.0.1:{node.port}"\n'
                     f'peer_listen = "127.0.0.1:{node.peer_port}"\npeer_secret = "of the power cuts"\ncores = 1\n'
-                    'memory = "64MiB"\nsegment_bytes = "1MiB"\nlog_retention = "64MiB"\nshards = 8\n'
+                    'memory = "64MiB"\nsegment_bytes = "1MiB"\nlog_retention = "1GiB"\nshards = 8\n'
                     f"{self.lines}{members}"
                 )
                 file.flush()
@@ -251,7 +251,8 @@ class Ballast(threading.Thread):
                             replies, whole = client.all(commands)
                             if not whole or any(reply != b"OK" for reply in replies):
                                 break
-                            time.sleep(0.001)
+                            # Not more than the kept log holds while a node is away.
+                            time.sleep(0.02)
                 except (OSError, Gone):
                     pass
             time.sleep(0.02)
