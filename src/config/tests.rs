@@ -162,7 +162,8 @@ fn cores_follow_the_machine_unless_it_is_shared() {
     let member = |node: u16, peer: &str| format!("[[member]]\nnode = {node}\npeer = \"{peer}\"\n");
     let shared = one(&(member(1, "127.0.0.1:8379") + &member(2, "127.0.0.2:8380")));
     assert_eq!(shared.cores_on(4), (1, "other members run on this machine".to_string()));
-    let apart = one(&(member(1, "127.0.0.1:8379") + &member(2, "10.0.0.2:8379")));
+    let open = "peer_listen = \"10.0.0.1:8379\"\npeer_secret = \"0123456789abcdef\"\n".to_string();
+    let apart = one(&(open + &member(1, "10.0.0.1:8379") + &member(2, "10.0.0.2:8379")));
     assert_eq!(apart.cores_on(4).0, 4);
 }
 

@@ -27,6 +27,7 @@ mod candidate;
 mod change;
 mod codec;
 pub mod control;
+mod data;
 mod follow;
 pub mod history;
 pub mod input;
