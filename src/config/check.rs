@@ -251,6 +251,7 @@ impl Checker<'_> {
             scrub_rate: self.size("scrub_rate", 0, 16 << 30).unwrap_or(4 << 20),
             scrub_every: self.duration("scrub_every", second, second * 86_400 * 30).unwrap_or(second * 3600),
             voter_timeout: self.duration("voter_timeout", second * 5, second * 86_400 * 7),
+            stall_timeout: self.duration("stall_timeout", milli * 100, second * 600).unwrap_or(second * 5),
             wal_sync: self
                 .word(
                     "wal_sync",

@@ -94,6 +94,13 @@ pub const KEYS: &[Key] = &[
         "5s to 7d",
         "a voter silent for this long loses its vote until it is back",
     ),
+    key(
+        "stall_timeout",
+        "duration",
+        "5s",
+        "100ms to 10m",
+        "a disk that does not answer for this long: a primary steps down",
+    ),
     key("wal_sync", "word", "auto", "auto, dsync, fdatasync", "how log writes are made durable"),
     key("frames_in_flight", "number", "calibrated", "1 to 16", "log writes under way at the same time"),
     key("store", "word", "none", "none", "control store that decides failovers"),

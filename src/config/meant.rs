@@ -209,6 +209,8 @@ pub struct Config {
     pub scrub_every: Duration,
     /// A voter silent for this long loses its vote until it is back.
     pub voter_timeout: Option<Duration>,
+    /// A disk that does not answer for this long makes a primary step down.
+    pub stall_timeout: Duration,
     pub wal_sync: WalSync,
     /// `None`: calibrated.
     pub frames_in_flight: Option<usize>,
@@ -300,6 +302,7 @@ impl Config {
             ("scrub_rate", show_size(self.scrub_rate)),
             ("scrub_every", show_duration(self.scrub_every)),
             ("voter_timeout", time(self.voter_timeout)),
+            ("stall_timeout", show_duration(self.stall_timeout)),
             ("wal_sync", self.wal_sync.name().into()),
             (
                 "frames_in_flight",

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::uring::LentBuffer;
@@ -77,6 +77,11 @@ pub enum Op {
     Flush {
         token: Token,
         file: FileId,
+    },
+    /// [`Seam::sync_folder`] without waiting: a disk that hangs must not hold up the loop. Yields [`Event::Flushed`].
+    SyncFolder {
+        token: Token,
+        path: PathBuf,
     },
     /// Starts accepting; yields [`Event::Accepted`] until the listener is closed.
     Accept {

@@ -139,20 +139,32 @@ Examples:
         #[arg(long, default_value_t = 0, hide_default_value = true)]
         limit: usize,
     },
-    /// Stop all nodes of a sandbox; the primary waits until every standby that listens holds the end of its log
-    #[command(
-        after_help = "Example:\n  baton cluster stop --dir ./lab\nExit code 1: a connected standby lacks log."
-    )]
-    Stop {
-        #[arg(long)]
-        dir: PathBuf,
-    },
-    /// Start all nodes of a sandbox; the one with the longest log leads
-    #[command(after_help = "Example:\n  baton cluster start --dir ./lab")]
-    Start {
-        #[arg(long)]
-        dir: PathBuf,
-    },
+    /// Stop the nodes of a cluster on this machine; the primary waits until every standby that listens holds the end of
+    /// its log
+    #[command(after_help = "\
+Examples:
+  baton cluster stop --dir ./lab                                   all nodes of a sandbox
+  baton cluster stop --config /etc/baton/1.toml /etc/baton/2.toml  the nodes of these configurations
+Exit code 1: a connected standby lacks log.")]
+    Stop(Whole),
+    /// Start the nodes of a cluster on this machine; if nobody leads, the one with the longest log is asked to
+    #[command(after_help = "\
+Examples:
+  baton cluster start --dir ./lab
+  baton cluster start --config /etc/baton/1.toml /etc/baton/2.toml
+Nodes on other machines are started there, with the same command; a quorum of voters can lead.")]
+    Start(Whole),
+}
+
+/// Which nodes `cluster stop` and `cluster start` mean.
+#[derive(ClapArgs, Debug)]
+pub struct Whole {
+    /// A sandbox; otherwise the node of -D or --config
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Configuration files of further nodes of the same cluster on this machine
+    #[arg(value_name = "FILE", conflicts_with = "dir")]
+    pub more: Vec<PathBuf>,
 }
 
 #[derive(ClapArgs, Debug)]

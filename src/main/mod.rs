@@ -105,8 +105,8 @@ fn verb(common: &args::Common, verb: Verb) -> Outcome {
         Verb::Cluster { verb } => match verb {
             ClusterVerb::Status { detail } => show::cluster_status(common, detail),
             ClusterVerb::History { dir, limit } => operate::history(common, dir.as_deref(), limit),
-            ClusterVerb::Stop { dir } => whole::stop(common, &dir),
-            ClusterVerb::Start { dir } => whole::start(common, &dir),
+            ClusterVerb::Stop(which) => whole::stop(common, &which),
+            ClusterVerb::Start(which) => whole::start(common, &which),
         },
         Verb::Switchover(verb) => operate::switchover(common, &verb),
         Verb::Policy { verb } => operate::policy(common, verb),

@@ -65,6 +65,45 @@ impl Sandbox {
         Ok(Sandbox { dir, members })
     }
 
+    /// The nodes whose configurations these are, all of one cluster.
+    pub fn of_files<'a>(files: impl Iterator<Item = &'a PathBuf>) -> Result<Sandbox, Fail> {
+        let mut members: Vec<Member> = Vec::new();
+        for file in files {
+            let path = std::path::absolute(file)
+                .map_err(|error| Fail::usage(format!("{}: {error}", file.display()), ""))?;
+            let member = Member { id: place::load(&path)?.node.0, config: place::load(&path)?, path };
+            if let Some(first) = members.first()
+                && first.config.cluster != member.config.cluster
+            {
+                let text = format!("{} is of another cluster than {}", file.display(), first.path.display());
+                return Err(Fail::usage(text, "name the nodes of one cluster"));
+            }
+            if let Some(twin) = members.iter().find(|other| other.id == member.id) {
+                let text =
+                    format!("{} and {} are both node {}", twin.path.display(), file.display(), member.id);
+                return Err(Fail::usage(text, "name each node once"));
+            }
+            members.push(member);
+        }
+        members.sort_by_key(|member| member.id);
+        let dir = members.first().and_then(|member| member.path.parent()).unwrap_or(Path::new("/"));
+        Ok(Sandbox { dir: dir.to_path_buf(), members })
+    }
+
+    /// Whether some members of the cluster are not among these nodes.
+    fn partial(&self) -> bool {
+        self.members.len() < self.members[0].config.members.len()
+    }
+
+    /// The node that leads, as far as these nodes know it; it need not be one of them.
+    pub fn leader(&self) -> Option<u16> {
+        let own = self.primary().map(|member| member.id);
+        own.or_else(|| {
+            let mut known = self.rows().into_iter().filter(|row| row.state == NodeState::Normal);
+            known.find_map(|row| row.upstream.filter(|_| self.partial()))
+        })
+    }
+
     /// Makes the folders, configurations and data of a new sandbox.
     pub fn create(up: &SandboxUp) -> Result<Sandbox, Fail> {
         let dir = std::path::absolute(&up.dir)
@@ -149,7 +188,13 @@ impl Sandbox {
         loop {
             let rows = self.rows();
             let state = cluster_state(&rows);
-            if state == ClusterState::Normal && rows.len() == self.members.len() {
+            // Of a cluster on several machines only the own nodes are waited for.
+            let well = |row: &NodeStatus| row.state == NodeState::Normal && row.role != Role::Down;
+            let normal = match self.partial() {
+                true => rows.iter().all(well),
+                false => state == ClusterState::Normal,
+            };
+            if normal && rows.len() == self.members.len() {
                 return Ok(());
             }
             let now: Vec<String> =

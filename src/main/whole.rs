@@ -1,25 +1,38 @@
-//! `baton cluster stop` and `start`: all nodes of a sandbox folder, so that nothing is lost and the next start needs no
-//! catch-up.
+//! `baton cluster stop` and `start`: all nodes of a cluster that live on this machine, so that nothing is lost and the
+//! next start needs no catch-up. They are those of a sandbox folder, or those whose configurations are named.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use baton::admin::{Exit, Failover, StopMode, Verb};
 use baton::cluster::{NodeStatus, Role};
 use serde_json::{Value, json};
 
-use super::args::Common;
+use super::args::{Common, Whole};
 use super::lifecycle::{LOOK_AGAIN, stop_node};
 use super::process::Running;
 use super::render::{print, progress};
 use super::sandbox::Sandbox;
-use super::{Fail, Outcome, ask};
+use super::{Fail, Outcome, ask, place};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The nodes that are meant: all of a sandbox, or those of the named configurations.
+fn nodes(common: &Common, which: &Whole) -> Result<Sandbox, Fail> {
+    match &which.dir {
+        Some(dir) => Sandbox::open(dir),
+        None => {
+            let first = place::config_path(common).map_err(|fail| Fail {
+                hint: "name a sandbox with --dir DIR, or configurations with --config FILE [FILE]...".into(),
+                ..fail
+            })?;
+            Sandbox::of_files(std::iter::once(&first).chain(&which.more))
+        }
+    }
+}
+
 /// The primary goes first and waits until every standby that listens holds the end of its log; then the others.
-pub fn stop(common: &Common, dir: &Path) -> Outcome {
-    let sandbox = Sandbox::open(dir)?;
+pub fn stop(common: &Common, which: &Whole) -> Outcome {
+    let sandbox = nodes(common, which)?;
     let rows = sandbox.rows();
     let leads = |row: &&NodeStatus| row.role == Role::Primary;
     let mut told = Value::Null;
@@ -63,8 +76,8 @@ pub fn stop(common: &Common, dir: &Path) -> Outcome {
 }
 
 /// Every node that is down, then the one with the longest log as the primary, unless somebody leads already.
-pub fn start(common: &Common, dir: &Path) -> Outcome {
-    let sandbox = Sandbox::open(dir)?;
+pub fn start(common: &Common, which: &Whole) -> Outcome {
+    let sandbox = nodes(common, which)?;
     let down: Vec<u16> = sandbox
         .members
         .iter()
@@ -72,11 +85,11 @@ pub fn start(common: &Common, dir: &Path) -> Outcome {
         .map(|member| member.id)
         .collect();
     sandbox.start_these(&down)?;
-    if sandbox.primary().is_none() {
+    if sandbox.leader().is_none() {
         lead(common, &sandbox)?;
     }
     sandbox.wait_normal(PATIENCE, &mut |text| progress(common, text))?;
-    let primary = sandbox.primary().map(|member| member.id);
+    let primary = sandbox.leader();
     let value = json!({"started": down, "primary": primary});
     let text = format!("{} node(s) started, node {} leads\n", down.len(), primary.unwrap_or(0));
     print(common, &value, &text);

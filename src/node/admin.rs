@@ -488,6 +488,7 @@ fn done_json(done: &Done) -> serde_json::Value {
             "leader": leader.0, "term": term.number, "term_id": format!("{:032x}", term.id),
             "evidence": evidence_json(evidence),
         }),
+        Done::SwitchoverAborted { term } => serde_json::json!({ "aborted": true, "term": term.number }),
         Done::PolicyChanged { generation, evidence } => {
             serde_json::json!({ "generation": generation, "evidence": evidence_json(evidence) })
         }

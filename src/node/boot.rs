@@ -27,6 +27,7 @@ use super::clients::Clients;
 use super::control_file::ControlFile;
 use super::crew::Crew;
 use super::data::Data;
+use super::disk_watch::DiskWatch;
 use super::files::{Folder, read_small};
 use super::gates::Watermarks;
 use super::groups::Groups;
@@ -242,7 +243,7 @@ fn heal_control<S: Seam>(seam: &mut S, path: &std::path::Path, state: &ControlSt
 }
 
 /// What the configuration says of each member's fitness to lead.
-fn traits(config: &Config) -> BTreeMap<NodeId, Traits> {
+pub(super) fn traits(config: &Config) -> BTreeMap<NodeId, Traits> {
     let of = |member: &crate::config::Member| Traits {
         priority: member.priority,
         nofailover: member.nofailover,
@@ -488,7 +489,8 @@ impl Parts {
             pending: options.role == Some(StartRole::Pending),
             exit: None,
             stopping: None,
-            seam,
+            seam: DiskWatch::new(seam),
+            disk: Default::default(),
             config,
             folder,
             identity,

@@ -154,6 +154,7 @@ impl<S: Seam> Node<S> {
             match self.data.store.merge_step(1) {
                 MergeStep::NeedPages(pages) => pages.into_iter().for_each(|p| self.read_page(p)),
                 MergeStep::Write(writes) => {
+                    self.metrics.count.pages_written += writes.len() as u64;
                     for (page, data) in writes {
                         let (file, offset) = (self.data.pages, page.0 * PAGE_BYTES as u64);
                         let token = token::page_write(page.0);
@@ -165,6 +166,7 @@ impl<S: Seam> Node<S> {
                     self.data.more_merges = false;
                 }
                 MergeStep::Merged { shard, at, digest } => {
+                    self.metrics.count.checkpoints_done += 1;
                     tracing::debug!(%shard, %at, %digest, "checkpoint merged");
                     self.data.fresh_roots.push((shard, at, digest));
                 }

@@ -283,7 +283,10 @@ impl<S: Seam> Node<S> {
                 }
                 (id, self.seam.rename(&path(from), &path(to)))
             }
-            KeeperEffect::SyncFolder { id } => (id, self.seam.sync_folder(&wal)),
+            KeeperEffect::SyncFolder { id } => {
+                self.seam.submit(Op::SyncFolder { token: token::segment(id), path: wal });
+                return false;
+            }
             KeeperEffect::Remove { id, file } => {
                 self.forget_file(file);
                 (id, self.seam.remove(&path(file)))

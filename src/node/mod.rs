@@ -26,6 +26,7 @@ mod crew;
 mod cut;
 mod data;
 pub mod dir_store;
+mod disk_watch;
 mod files;
 mod forward;
 mod gates;
@@ -44,6 +45,7 @@ mod repair;
 mod roles;
 mod roots;
 mod run;
+mod stall;
 mod status;
 mod stream;
 mod streams;
@@ -98,7 +100,8 @@ pub enum Turn {
 
 /// One node.
 pub struct Node<S: Seam> {
-    seam: S,
+    seam: disk_watch::DiskWatch<S>,
+    disk: stall::DiskHealth,
     config: Arc<Config>,
     folder: Folder,
     identity: Identity,
@@ -398,6 +401,7 @@ impl<S: Seam> Node<S> {
 
     fn tick(&mut self) {
         self.tick_at = self.now + TICK;
+        self.watch_disks();
         self.tell_role(Input::Tick);
         self.pump_role();
         self.links.tick(&mut self.seam, self.now);
@@ -453,7 +457,7 @@ impl<S: Seam> Node<S> {
 
     /// The seam, for tests and for the process around the loop.
     pub fn seam_mut(&mut self) -> &mut S {
-        &mut self.seam
+        self.seam.inner()
     }
 }
 

@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use crate::admin::{ErrorCode, Request, Response, Verb};
 use crate::config::{self, Config};
 use crate::io::Seam;
+use crate::role::Input;
 
 use super::Node;
 use super::log::Retention;
 
 /// What is read anew at every use, so that a change takes effect at once.
-const LIVE: [&str; 7] = [
+const LIVE: [&str; 8] = [
     "commit",
     "commit_timeout",
     "reads",
@@ -21,7 +22,11 @@ const LIVE: [&str; 7] = [
     "max_clients",
     "log_retention",
     "staleness_bound",
+    "stall_timeout",
 ];
+
+/// The same of a `[[member]]`.
+const MEMBER_LIVE: [&str; 5] = [" host", " client", " priority", " nofailover", " apply_delay"];
 
 /// Every difference as (key, before, after).
 fn differences(old: &Config, new: &Config) -> Vec<(String, String, String)> {
@@ -86,7 +91,8 @@ impl<S: Seam> Node<S> {
             return Response::failed(&request.op, ErrorCode::Refused, text, "name this node's own file");
         }
         let all = differences(&self.config, &new);
-        let shown = |key: &str| LIVE.contains(&key) || key.ends_with(" host") || key.ends_with(" client");
+        let member = |key: &str| MEMBER_LIVE.iter().any(|live| key.ends_with(live));
+        let shown = |key: &str| LIVE.contains(&key) || member(key);
         let (applied, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|(key, _, _)| shown(key));
         let (policy, restart): (Vec<_>, Vec<_>) = rest.into_iter().partition(|(key, _, _)| key == "sync");
         let mut config = Config::clone(&self.config);
@@ -97,14 +103,21 @@ impl<S: Seam> Node<S> {
         config.max_clients = new.max_clients;
         config.log_retention = new.log_retention;
         config.staleness_bound = new.staleness_bound;
+        config.stall_timeout = new.stall_timeout;
         for member in &mut config.members {
             if let Some(other) = new.member(member.node) {
                 member.host.clone_from(&other.host);
                 member.client = other.client;
+                member.priority = other.priority;
+                member.nofailover = other.nofailover;
+                member.apply_delay = other.apply_delay;
             }
         }
         self.log.retention = Retention::new(config.log_retention, Some(self.log.retention.disk));
         self.config = Arc::new(config);
+        self.data.delayed_until = None;
+        let traits = super::boot::traits(&self.config);
+        self.tell_role(Input::TraitsChanged { traits });
         self.gates_moved = true;
         let names: Vec<&str> = applied.iter().map(|(key, _, _)| key.as_str()).collect();
         tracing::info!(applied = ?names, restart = restart.len(), "configuration reloaded");

@@ -21,6 +21,8 @@ use super::chronicle;
 use super::control::{ControlConfig, ControlHandle, ControlMessage, spawn};
 use super::{Node, Turn};
 
+/// How long the end of the process waits for the last rows of the history file.
+const HISTORY_PATIENCE: Duration = Duration::from_secs(1);
 /// How often the trigger file is looked for.
 const TRIGGER_LOOK: Duration = Duration::from_millis(200);
 
@@ -64,8 +66,12 @@ pub fn run(options: RunOptions) -> u8 {
             let ended = watched.ended.clone();
             let code = drive(node, watched, mail);
             ended.store(true, Ordering::Relaxed);
-            // The loop and its end of the queue are gone: the thread writes what is left and ends.
-            let _ = history.join();
+            // The loop and its end of the queue are gone: the thread writes what is left and ends. A disk that hangs keeps it,
+            // and must not keep the process.
+            let begun = Instant::now();
+            while !history.is_finished() && begun.elapsed() < HISTORY_PATIENCE {
+                std::thread::sleep(Duration::from_millis(2));
+            }
             control.stop();
             code
         }

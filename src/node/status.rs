@@ -91,6 +91,9 @@ impl<S: Seam> Node<S> {
         if self.pending {
             return (NodeState::Normal, "pending: it waits to be told its role".into());
         }
+        if self.disk.stalled {
+            return (NodeState::NeedRepair, "IO stalled".into());
+        }
         if let Some(what) = self.data_trouble() {
             return (NodeState::NeedRepair, what);
         }
@@ -228,7 +231,7 @@ impl<S: Seam> Node<S> {
                             role,
                         );
                         row.client = member.client.map(|c| c.to_string());
-                        row.detail = self.links.last_error(member.node).unwrap_or_default().to_string();
+                        row.detail = self.silence_in_words(member.node);
                         row
                     }
                 }
@@ -272,6 +275,18 @@ impl<S: Seam> Node<S> {
         }
     }
 
+    /// What there is to say of a node that does not speak for itself.
+    fn silence_in_words(&self, node: NodeId) -> String {
+        let slot = self.streams.senders.values().find(|slot| slot.sender.peer().node == node);
+        match (self.links.last_error(node), slot) {
+            (Some(error), _) => error.to_string(),
+            (None, Some(slot)) => {
+                format!("it is connected and has said nothing for {} s", self.now.since(slot.heard).as_secs())
+            }
+            (None, None) => String::new(),
+        }
+    }
+
     fn said(&self) -> Said {
         let leading = self.role.leading().is_some();
         let members = self.config.members.iter().map(|member| member.node);
@@ -297,6 +312,7 @@ impl<S: Seam> Node<S> {
         let acked = slot.sender.acked().copied().unwrap_or_default();
         let remote = self.config.member(peer).map_or(String::new(), |m| m.peer.to_string());
         let (state, behind) = match slot.sender.state() {
+            _ if self.stuck(slot) => ("Stalled", true),
             SenderState::Matching => ("Matching", true),
             SenderState::Catchup => ("Catchup", true),
             SenderState::Streaming => ("Streaming", false),
@@ -391,11 +407,12 @@ impl<S: Seam> Node<S> {
         }
     }
 
-    /// Voters that this leader streams to, itself included.
+    /// Voters that this leader streams to and that acknowledge what they get, itself included.
     pub(super) fn live_voters(&self) -> usize {
         let policy = &self.role.control().policy;
         let live = |node: NodeId| {
-            node == self.me() || self.streams.senders.values().any(|s| s.sender.peer().node == node)
+            let acknowledges = |s: &SenderSlot| s.sender.peer().node == node && !self.stuck(s);
+            node == self.me() || self.streams.senders.values().any(acknowledges)
         };
         policy.voters.iter().filter(|v| live(v.node)).count()
     }

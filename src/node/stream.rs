@@ -192,7 +192,9 @@ impl<S: Seam> Node<S> {
                         self.now,
                     );
                 }
-                self.streams.senders.insert(conn, SenderSlot { sender, loading: false, heard: self.now });
+                let flushed = (Lsn::ZERO, self.now);
+                let slot = SenderSlot { sender, loading: false, heard: self.now, flushed };
+                self.streams.senders.insert(conn, slot);
                 self.feed(conn);
             }
             Err(refusal) => {

@@ -14,6 +14,8 @@ pub struct SenderSlot {
     pub loading: bool,
     /// Newest heartbeat that it answered.
     pub heard: Mono,
+    /// How far it has flushed, and since when it has come no further although it was sent more.
+    pub flushed: (Lsn, Mono),
 }
 
 /// A peer that fetches a range.

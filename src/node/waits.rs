@@ -187,7 +187,8 @@ impl<S: Seam> Node<S> {
             RoleRequest::Failover { to, timeout_ms } => self.client_failover(to, timeout_ms),
             RoleRequest::Abort if self.role.switching().is_none() => Err("No failover in progress.".into()),
             RoleRequest::Abort => {
-                Err("the failover under way is undone by itself when its TIMEOUT is over".into())
+                let until = self.now + ROLE_PATIENCE;
+                return self.order(Asker::Client { conn }, until, Command::AbortSwitchover);
             }
         };
         self.clients.told.push((conn, result));

@@ -1,9 +1,11 @@
 //! What goes into the role machine and what comes out of it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::control::{ControlState, DataStatus};
 use super::history::History;
+use super::machine::Traits;
 use super::message::RoleMessage;
 use super::policy::Generation;
 use super::state::{Role, State};
@@ -73,6 +75,10 @@ pub enum Input {
     },
     /// A log write or flush failed: the machine latches and asks for nothing more.
     LogFailed,
+    /// A write or flush that commits wait for is under way for too long, or (`false`) none is any more.
+    DiskStalled { stalled: bool },
+    /// The configuration says something else of the members.
+    TraitsChanged { traits: BTreeMap<NodeId, Traits> },
     /// Answer to [`Effect::HoldWrites`]: no command runs that could write, nothing waits unsealed, and nothing but
     /// the machine itself appends any more. From here on `log.end` stands still until writes are resumed.
     WritesHeld { ticket: u64 },
@@ -178,6 +184,8 @@ pub enum Command {
     /// priority and then by the end of the log. `dry_run`: only say whether it would work. Not handed over within
     /// `timeout`: aborted, and the old primary goes on.
     Switchover { to: Option<NodeId>, dry_run: bool, timeout: Duration },
+    /// Give up the switchover under way, while that is still this primary's to decide.
+    AbortSwitchover,
     /// Put another policy generation into force. Asked on the primary.
     ChangePolicy(PolicyChange),
 }
@@ -213,6 +221,8 @@ pub enum Done {
     Standby,
     /// The switchover is done: `leader` leads `term`, and its first frame is committed.
     SwitchedOver { leader: NodeId, term: Term, evidence: Evidence },
+    /// No switchover runs any more, and this primary goes on in `term`.
+    SwitchoverAborted { term: Term },
     /// The policy generation is committed and in force alone.
     PolicyChanged { generation: u64, evidence: Evidence },
 }
@@ -249,6 +259,10 @@ pub enum Refusal {
     /// The switchover was given up and the old primary goes on, in `term` (the same one as before unless voters had
     /// promised a higher one already).
     Aborted { reason: String, term: Term },
+    /// There is no switchover to abort.
+    NoSwitchover,
+    /// The switchover is handed over: only the next primary decides now.
+    HandedOver { to: NodeId },
     /// The primary refused; its own words.
     ByPrimary { node: NodeId, text: String },
     /// The change was handed over and its end was not seen: look at `query`.
@@ -360,6 +374,10 @@ impl std::fmt::Display for Refusal {
             }
             Refusal::Aborted { reason, term } => {
                 write!(f, "aborted: {reason}; the old primary goes on in term {term}")
+            }
+            Refusal::NoSwitchover => f.write_str("no switchover is under way here"),
+            Refusal::HandedOver { to } => {
+                write!(f, "the work is handed over already: node {to} decides, look at `query`")
             }
             Refusal::ByPrimary { node, text } => write!(f, "node {node} refused: {text}"),
             Refusal::OutcomeUnknown { stage } => {

@@ -18,6 +18,7 @@ use super::lease::{Grants, LeaderLease};
 use super::message::{LeaderSeen, Outcome, Release, Report, RoleMessage};
 use super::policy::{Generation, PendingGeneration};
 use super::promise::PromiseWork;
+use super::stall::STALLED;
 use super::state::{Repair, Role, State, allowed};
 use super::switch::{Away, Prepare, Switch};
 use crate::base::limits::PEER_SILENCE_MAX;
@@ -201,6 +202,10 @@ pub struct RoleMachine {
     pub(super) blocked: Option<Term>,
     pub(super) last_followed: Option<(NodeId, Term)>,
     pub(super) next_probe: Mono,
+    /// The disk does not answer.
+    pub(super) stalled: bool,
+    /// It led when that began.
+    pub(super) led_when_stalled: bool,
     booted: bool,
 }
 
@@ -254,6 +259,8 @@ impl RoleMachine {
             blocked: None,
             last_followed: None,
             next_probe: now,
+            stalled: false,
+            led_when_stalled: false,
             booted: false,
             config,
             control,
@@ -351,6 +358,8 @@ impl RoleMachine {
                 self.persist(out);
             }
             Input::LogFailed => self.fail_log(out),
+            Input::DiskStalled { stalled } => self.disk_stalled(now, log, stalled, out),
+            Input::TraitsChanged { traits } => self.config.traits = traits,
             Input::WritesHeld { ticket } => self.writes_stand_still(log, ticket, out),
             Input::PolicyRecorded { ticket, start, end } => self.policy_recorded(ticket, start, end, out),
             Input::StoreAnswered { ticket, stored } => self.store_answered(ticket, stored),
@@ -368,6 +377,8 @@ impl RoleMachine {
         out: &mut Vec<Effect>,
     ) {
         match message {
+            // Nothing can be promised now: not to answer is the truth, and quicker for whoever counts votes.
+            RoleMessage::Dry { .. } | RoleMessage::Promise { .. } if self.stalled => {}
             RoleMessage::Dry { attempt } => {
                 let message = RoleMessage::DryReply {
                     attempt,
@@ -409,7 +420,8 @@ impl RoleMachine {
                 });
                 out.push(Effect::Send { to: from, message });
             }
-            RoleMessage::Status { promised, leader, .. } => {
+            RoleMessage::Status { promised, leader, role, .. } => {
+                self.leader_let_go(from, role, leader);
                 self.met_started(now, leader.map_or(Term::NONE, |seen| seen.term), out);
                 self.met_promise(now, promised, out);
                 self.hear_of_leader(leader, out);
@@ -457,6 +469,13 @@ impl RoleMachine {
         if let Command::ChangePolicy(wanted) = command {
             return self.change_policy(now, op, wanted, out);
         }
+        if command == Command::AbortSwitchover {
+            return self.abort_asked(op, out);
+        }
+        if self.stalled {
+            out.push(Effect::Reply { op, result: Err(STALLED) });
+            return;
+        }
         let recruiting = matches!(&self.work, Work::Recruit(recruit) if !recruit.gives_way());
         let wished = self.wish.as_ref().is_some_and(|wish| wish.op.is_some());
         let busy =
@@ -494,6 +513,9 @@ impl RoleMachine {
             Work::Adopt(_) => self.advance_adopt(now, log, out),
             Work::Recruit(_) => self.advance_recruit(now, log, out),
             Work::None => {
+                if self.stalled {
+                    return false;
+                }
                 if let Some((op, command, until)) = self.queued.take() {
                     if now < until {
                         self.command(now, log, op, command, out);

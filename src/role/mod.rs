@@ -39,6 +39,7 @@ pub mod policy;
 mod promise;
 pub mod recruit;
 mod session;
+mod stall;
 pub mod state;
 mod switch;
 

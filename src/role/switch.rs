@@ -568,6 +568,23 @@ impl RoleMachine {
         }
     }
 
+    /// An operator or a client has thought better of it.
+    pub(super) fn abort_asked(&mut self, op: u64, out: &mut Vec<Effect>) {
+        let handed = |s: &Switch| matches!(s.stage, Stage::Handed { .. } | Stage::Followed { .. });
+        let result = match self.switch.as_deref().map(|s| (handed(s), s.to)) {
+            None => Err(Refusal::NoSwitchover),
+            Some((true, to)) => Err(Refusal::HandedOver { to: to.expect("chosen") }),
+            Some((false, _)) => {
+                let switch = self.switch.take().expect("just seen");
+                if let Step::Over(result) = self.abort_switch("somebody asked for that".into(), out) {
+                    self.close_switch(switch, result, out);
+                }
+                Ok(Done::SwitchoverAborted { term: self.leading().unwrap_or(self.control.promised) })
+            }
+        };
+        out.push(Effect::Reply { op, result });
+    }
+
     /// Resumes writes in the same term.
     fn abort_switch(&mut self, reason: String, out: &mut Vec<Effect>) -> Step {
         let term = self.leading().unwrap_or(self.control.promised);
@@ -708,7 +725,12 @@ impl RoleMachine {
             Some("it has promised a higher term")
         } else if !at_end {
             Some("its log does not end where the primary's does")
-        } else if me.nofailover || me.delayed || self.control.status != DataStatus::Whole || !log.whole {
+        } else if me.nofailover
+            || me.delayed
+            || self.stalled
+            || self.control.status != DataStatus::Whole
+            || !log.whole
+        {
             Some("it may not lead")
         } else if !matches!(self.work, Work::None) {
             Some("it is busy")

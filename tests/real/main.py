@@ -16,6 +16,7 @@ CHAPTERS = {
     "decay": "pages that decay",
     "kills": "kill -9 under load",
     "powercuts": "power cuts under load",
+    "stalls": "disks that hang or fail",
     "disk": "a full disk",
     "limits": "limits",
     "restart": "restart after kill -9 with a large log",

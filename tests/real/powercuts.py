@@ -88,12 +88,12 @@ class CutNode(Node):
 class Cluster(Sandbox):
     """Nodes with small log files on disks that can lose their power."""
 
-    def __init__(self, world, name, nodes, lines="", dice=None):
+    def __init__(self, world, name, nodes, lines="", dice=None, segment="1MiB"):
         self.world, self.name = world, name
         self.folder = os.path.join(world.folder, name)
         self.disks = Disks(self.folder)
         self.dice = dice or random.Random(world.seed)
-        self.lines = lines
+        self.lines, self.segment = lines, segment
         base = world.next_base()
         self.nodes = [CutNode(self, os.path.join(self.folder, str(n)), n, base + n) for n in range(1, nodes + 1)]
 
@@ -110,7 +110,7 @@ class Cluster(Sandbox):
                 file.write(
                     f'cluster = "powercuts"\nnode = {node.id}\nclient_listen = "127.0.0.1:{node.port}"\n'
                     f'peer_listen = "127.0.0.1:{node.peer_port}"\npeer_secret = "of the power cuts"\ncores = 1\n'
-                    'memory = "64MiB"\nsegment_bytes = "1MiB"\nlog_retention = "1GiB"\nshards = 8\n'
+                    f'memory = "64MiB"\nsegment_bytes = "{self.segment}"\nlog_retention = "1GiB"\nshards = 8\n'
                     f"{self.lines}{members}"
                 )
                 file.flush()
@@ -141,7 +141,8 @@ class Cluster(Sandbox):
         if kind is not None or complaint:
             keep = os.path.join(self.world.folder, f"{self.name}-failed")
             shutil.rmtree(keep, ignore_errors=True)
-            # The disks are gone with their process.
+            # The disks are gone with their process; one that hangs cannot be copied.
+            self.disks.tell("go", ",".join(str(node.id) for node in self.nodes))
             shutil.copytree(self.folder, keep, ignore=lambda *_: ["admin.sock"])
             print(f"     kept in {keep}")
         self.down()

@@ -164,7 +164,10 @@ impl Run {
         let mut sim = SimConfig::default();
         // A start that waits on a stalled disk gives up soon and is tried again.
         sim.disk.stalled_now = Duration::from_millis(500);
-        let cluster = Cluster::new(seed, shape.nodes, sim, "commit_timeout = \"2s\"");
+        // Stalls last up to three seconds: some runs notice nearly all of them, others none.
+        let patience = ["200ms", "700ms", "5s"][(seed % 3) as usize];
+        let lines = format!("commit_timeout = \"2s\"\nstall_timeout = \"{patience}\"");
+        let cluster = Cluster::new(seed, shape.nodes, sim, &lines);
         let world = cluster.world.clone();
         let mut hosts = Vec::new();
         for h in 0..2 {

@@ -136,6 +136,12 @@ fn submit(core: &mut Core, host: usize, op: Op) {
             Ok(h) => core.submit_disk(host, Work::Flush { token, inode: h.inode }),
             Err(e) => core.give(host, Event::Flushed { token, result: Err(e) }),
         },
+        Op::SyncFolder { token, path } => {
+            let Core { hosts, config, .. } = core;
+            let (took, result) = hosts[host].disk.sync_folder(&path, &config.disk);
+            core.spend(host, took);
+            core.give(host, Event::Flushed { token, result });
+        }
         Op::Accept { listener } => core.accept(host, listener),
         Op::Connect { token, addr } => core.dial(host, token, addr),
         Op::Receive { conn } => core.receive(host, conn, true),
@@ -152,6 +158,7 @@ fn describe(op: &Op) -> (&'static str, u64, u64) {
         Op::Write { token, offset, durable: false, .. } => ("write", *token, *offset),
         Op::Write { token, offset, durable: true, .. } => ("write durable", *token, *offset),
         Op::Flush { token, file } => ("flush", *token, u64::from(file.0)),
+        Op::SyncFolder { token, .. } => ("sync folder", *token, 0),
         Op::Accept { listener } => ("accept", u64::from(listener.0), 0),
         Op::Connect { token, addr } => ("connect", *token, u64::from(addr.port())),
         Op::Receive { conn } => ("receive", conn.0, 0),

@@ -187,9 +187,17 @@ impl UringSeam {
                 flusher.submit(Request { token, file: file.0, handle });
             }
             _ => {
-                self.launch(Flight::Flush { token, file: file.0, fd: handle.as_raw_fd() });
+                self.launch(Flight::Flush { token, file: file.0, fd: handle.as_raw_fd(), all: false });
             }
         }
+    }
+
+    /// The handle of the folder is closed with the completion.
+    pub(super) fn start_folder_sync(&mut self, token: Token, folder: File) {
+        let fd = folder.as_raw_fd();
+        let open = OpenFile { handle: Arc::new(folder), direct: false, in_flight: 1, closing: true };
+        let file = self.files.insert(open).0;
+        self.launch(Flight::Flush { token, file, fd, all: true });
     }
 
     pub(super) fn read_completed(&mut self, read: Reading, result: i32, out: &mut Vec<Event>) {

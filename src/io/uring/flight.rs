@@ -101,6 +101,8 @@ pub(super) enum Flight {
         token: Token,
         file: u32,
         fd: RawFd,
+        /// What describes the file too, as a folder needs it.
+        all: bool,
     },
     Accept {
         listener: u32,
@@ -151,7 +153,8 @@ impl Flight {
                     .rw_flags(if write.durable { libc::RWF_DSYNC } else { 0 })
                     .build()
             }
-            Flight::Flush { fd, .. } => {
+            Flight::Flush { fd, all: true, .. } => opcode::Fsync::new(types::Fd(*fd)).build(),
+            Flight::Flush { fd, all: false, .. } => {
                 opcode::Fsync::new(types::Fd(*fd)).flags(types::FsyncFlags::DATASYNC).build()
             }
             Flight::Accept { fd, multishot: true, .. } => {
@@ -279,7 +282,7 @@ mod tests {
     use super::*;
 
     fn flush(token: Token) -> Flight {
-        Flight::Flush { token, file: 0, fd: -1 }
+        Flight::Flush { token, file: 0, fd: -1, all: false }
     }
 
     #[test]

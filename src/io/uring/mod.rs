@@ -428,6 +428,10 @@ impl UringSeam {
                 self.start_write(token, file, offset, data, durable);
             }
             Op::Flush { token, file } => self.start_flush(token, file),
+            Op::SyncFolder { token, path } => match File::open(path) {
+                Ok(folder) => self.start_folder_sync(token, folder),
+                Err(error) => ready.push(Event::Flushed { token, result: Err(error) }),
+            },
             Op::Accept { listener } => self.start_accept(listener),
             Op::Connect { token, addr } => self.start_connect(token, addr, &mut ready),
             Op::Receive { conn } => self.start_receive(conn),

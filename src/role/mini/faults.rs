@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Event, MS, World, fresh};
 use crate::base::{Incarnation, Lsn, NodeId};
-use crate::role::input::{Command, PolicyChange};
+use crate::role::input::{Command, Input, PolicyChange};
 use crate::role::machine::RoleMachine;
 use crate::role::policy::{Generation, SyncPolicy};
 use crate::role::state::State;
@@ -37,11 +37,18 @@ impl World {
         n.acks.clear();
         n.waiting.clear();
         (n.pulling, n.serving, n.held, n.led, n.session) = (None, false, false, None, None);
+        n.stalled = false;
         for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
             if !self.cut[node][peer] {
                 self.soon(Event::PeerDown { node: peer, peer: node, process_gone: true });
             }
         }
+    }
+
+    /// The disk hangs, and the node notices; or it answers again.
+    pub(super) fn stall(&mut self, node: usize, stalled: bool) {
+        self.nodes[node].stalled = stalled;
+        self.input(node, Input::DiskStalled { stalled });
     }
 
     /// The disk is lost and the folder made again under the same id.
@@ -80,7 +87,13 @@ impl World {
                     }
                 }
             }
-            40..56 => self.heal(),
+            40..53 => self.heal(),
+            53..56 if self.nodes[node].machine.is_some() && !self.nodes[node].stalled => {
+                self.stall(node, true);
+                let (run, pause) = (self.nodes[node].run, self.rng.between(20, 4000));
+                self.at(pause, Event::Stall { node, run, stalled: false });
+            }
+            53..56 => {}
             56..60 => self.loss = [0.0, 0.02, 0.2][self.rng.below(3) as usize],
             60..64 if self.plan.wipes && !self.wiped && self.nodes.len() > 2 && self.acked > 0 => {
                 self.wiped = true;
@@ -175,6 +188,11 @@ impl World {
         self.loss = 0.0;
         self.heal();
         (0..self.nodes.len()).for_each(|node| self.event(Event::Restart { node }));
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].stalled {
+                self.stall(node, false);
+            }
+        }
         let (begin, mut acked) = (self.now.0 / MS, usize::MAX);
         for round in 0..within_ms / 1000 {
             let leader = self.nodes.iter().position(|n| n.machine.as_ref().is_some_and(RoleMachine::serving));

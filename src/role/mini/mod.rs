@@ -47,19 +47,66 @@ enum Message {
 
 #[derive(Clone, Debug)]
 enum Event {
-    Deliver { to: usize, from: usize, life: Incarnation, message: Message },
-    Tick { node: usize, run: u64 },
-    Heartbeat { node: usize, run: u64 },
-    Flush { node: usize, run: u64, upto: usize },
-    Drain { node: usize, run: u64, ticket: u64 },
-    Cut { node: usize, run: u64, ticket: u64, to: Lsn },
-    Control { node: usize, run: u64 },
-    PeerUp { node: usize, peer: usize },
-    PeerDown { node: usize, peer: usize, process_gone: bool },
+    Deliver {
+        to: usize,
+        from: usize,
+        life: Incarnation,
+        message: Message,
+    },
+    Tick {
+        node: usize,
+        run: u64,
+    },
+    Heartbeat {
+        node: usize,
+        run: u64,
+    },
+    Flush {
+        node: usize,
+        run: u64,
+        upto: usize,
+    },
+    Drain {
+        node: usize,
+        run: u64,
+        ticket: u64,
+    },
+    Cut {
+        node: usize,
+        run: u64,
+        ticket: u64,
+        to: Lsn,
+    },
+    Control {
+        node: usize,
+        run: u64,
+    },
+    PeerUp {
+        node: usize,
+        peer: usize,
+    },
+    PeerDown {
+        node: usize,
+        peer: usize,
+        process_gone: bool,
+    },
     Client,
     Fault,
-    Restart { node: usize },
-    Store { node: usize, run: u64, ticket: u64, policy: Box<(Generation, Option<Generation>)> },
+    Restart {
+        node: usize,
+    },
+    /// The disk of a node stops answering, or answers again.
+    Stall {
+        node: usize,
+        run: u64,
+        stalled: bool,
+    },
+    Store {
+        node: usize,
+        run: u64,
+        ticket: u64,
+        policy: Box<(Generation, Option<Generation>)>,
+    },
 }
 
 struct Pulling {
@@ -84,6 +131,8 @@ struct Node {
     serving: bool,
     /// No client write begins.
     held: bool,
+    /// Nothing written to its disk ends.
+    stalled: bool,
     shown: Shown,
     acks: BTreeMap<NodeId, (Incarnation, Lsn)>,
     led: Option<Term>,
@@ -163,6 +212,7 @@ impl World {
                     stopped: false,
                     serving: false,
                     held: false,
+                    stalled: false,
                     shown: (Role::Pending, State::Starting),
                     acks: BTreeMap::new(),
                     led: None,
@@ -237,7 +287,18 @@ impl World {
         let alive = |world: &World, node: usize, run: u64| {
             world.nodes[node].run == run && world.nodes[node].machine.is_some()
         };
+        let disk = match &event {
+            Event::Flush { node, run, .. }
+            | Event::Drain { node, run, .. }
+            | Event::Cut { node, run, .. }
+            | Event::Control { node, run } => Some((*node, *run)),
+            _ => None,
+        };
+        if disk.is_some_and(|(node, run)| alive(self, node, run) && self.nodes[node].stalled) {
+            return self.at(20, event);
+        }
         match event {
+            Event::Stall { node, run, stalled } if alive(self, node, run) => self.stall(node, stalled),
             Event::Deliver { to, from, life, message }
                 if self.nodes[to].machine.is_some() && !self.cut[from][to] =>
             {

@@ -1,6 +1,9 @@
 //! Whole stories on the mini cluster, without random faults.
 
+use std::time::Duration;
+
 use super::{MS, Plan, World};
+use crate::base::NodeId;
 use crate::role::input::{Command, Done, Refusal};
 use crate::role::machine::RoleMachine;
 use crate::role::state::{Role, State};
@@ -20,6 +23,7 @@ fn world(nodes: u16) -> World {
     )
 }
 
+const SECOND: Duration = Duration::from_secs(1);
 const REQUEST: Command = Command::RequestPrimary { alone: false, force: false };
 const FAILOVER: Command = Command::Failover { dry_run: false, alone: false, force: false };
 
@@ -190,4 +194,65 @@ fn a_living_primary_steps_aside_for_a_forced_failover_at_once() {
     assert!(matches!(answer(&world, op), Some(Ok(Done::Primary { .. }))), "{}", world.describe());
     pass(&mut world, 1500);
     assert!(!machine(&world, 0).serving() && machine(&world, 2).serving());
+}
+
+#[test]
+fn a_primary_whose_disk_hangs_lets_go_and_is_replaced_without_waiting() {
+    let mut world = started(3);
+    world.stall(0, true);
+    assert!(!machine(&world, 0).serving() && machine(&world, 0).leading().is_none());
+    pass(&mut world, 50);
+    let op = world.command(1, FAILOVER);
+    // The dry round waits for the node that does not answer, and for nothing else: no lease, no silence.
+    pass(&mut world, 1500);
+    assert!(matches!(answer(&world, op), Some(Ok(Done::Primary { .. }))), "{}", world.describe());
+    let acked = world.acked;
+    pass(&mut world, 500);
+    assert!(world.acked > acked, "writes go on while the disk still hangs");
+    let refused = world.command(0, Command::Failover { dry_run: false, alone: false, force: true });
+    assert!(matches!(answer(&world, refused), Some(Err(Refusal::NotPromotable { .. }))));
+    world.stall(0, false);
+    pass(&mut world, 2500);
+    let old = machine(&world, 0);
+    assert_eq!((old.role(), old.state()), (Role::Standby, State::Normal), "{}", world.describe());
+}
+
+#[test]
+fn a_primary_whose_disk_answers_again_leads_a_new_term_if_nobody_else_does() {
+    let mut world = started(3);
+    let term = machine(&world, 0).leading().expect("it leads");
+    world.stall(0, true);
+    pass(&mut world, 3000);
+    assert!((0..3).all(|node| !machine(&world, node).serving()), "nobody takes over by itself");
+    world.stall(0, false);
+    pass(&mut world, 2500);
+    assert!(machine(&world, 0).leading().is_some_and(|now| now > term), "{}", world.describe());
+    assert!(machine(&world, 0).serving());
+}
+
+#[test]
+fn a_standby_whose_disk_hangs_counts_for_nothing_and_comes_back() {
+    let mut world = started(3);
+    world.stall(2, true);
+    let acked = world.acked;
+    pass(&mut world, 1000);
+    assert!(world.acked > acked, "the other one is enough");
+    let op = world.command(0, Command::Switchover { to: Some(NodeId(3)), dry_run: false, timeout: SECOND });
+    pass(&mut world, 1500);
+    let result = answer(&world, op);
+    assert!(matches!(result, Some(Err(Refusal::TargetUnfit { .. }))), "{result:?}");
+    world.crash(0);
+    pass(&mut world, 1500);
+    let op = world.command(1, FAILOVER);
+    pass(&mut world, 3000);
+    let result = answer(&world, op);
+    assert!(
+        matches!(result, Some(Err(Refusal::NoQuorum { .. }))),
+        "a promise of it would not last: {result:?}"
+    );
+    world.stall(2, false);
+    let op = world.command(1, FAILOVER);
+    pass(&mut world, 3000);
+    assert!(matches!(answer(&world, op), Some(Ok(Done::Primary { .. }))), "{}", world.describe());
+    assert_eq!(machine(&world, 2).state(), State::Normal, "{}", world.describe());
 }

@@ -88,6 +88,38 @@ fn there_and_back_and_there_again() {
 }
 
 #[test]
+fn an_aborted_switchover_changes_nothing_and_after_the_hand_over_it_is_too_late() {
+    let mut aborted = 0;
+    let mut late = 0;
+    for wait in 0..60 {
+        let mut world = started(7, 3);
+        let none = world.command(0, Command::AbortSwitchover);
+        assert_eq!(answer(&world, none), Some(&Err(Refusal::NoSwitchover)));
+        let term = term_of(&world, 0);
+        let op = world.command(0, switchover(Some(2)));
+        pass(&mut world, wait);
+        let abort = world.command(0, Command::AbortSwitchover);
+        match answer(&world, abort) {
+            Some(Ok(Done::SwitchoverAborted { .. })) => {
+                assert!(matches!(answer(&world, op), Some(Err(Refusal::Aborted { .. }))));
+                let acked = world.acked;
+                pass(&mut world, 500);
+                assert_eq!((primary(&world), term_of(&world, 0)), (Some(0), term));
+                assert!(world.acked > acked, "writes go on");
+                aborted += 1;
+            }
+            Some(Err(Refusal::HandedOver { .. } | Refusal::NoSwitchover)) => {
+                pass(&mut world, 2000);
+                assert!(matches!(answer(&world, op), Some(Ok(Done::SwitchedOver { .. }))));
+                late += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(aborted > 0 && late > 0, "{aborted} aborted, {late} too late");
+}
+
+#[test]
 fn one_clear_reason_and_nothing_changes() {
     let mut world = started(5, 4);
     world.traits.insert(NodeId(3), Traits { nofailover: true, ..Traits::default() });

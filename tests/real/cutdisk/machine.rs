@@ -94,6 +94,7 @@ struct Disk {
     off: bool,
     lies: bool,
     stalls: bool,
+    fails: bool,
     cuts: u64,
     writes: u64,
     flushes: u64,
@@ -283,6 +284,9 @@ impl Machine {
         let id = self.id(number)?;
         self.count(number, |disk| disk.flushes += 1);
         let inode = self.inodes.get_mut(&id).expect("it was just looked up");
+        if self.disks.get(&inode.disk).is_some_and(|disk| disk.fails) {
+            return Err(Refusal::Dead);
+        }
         if self.disks.get(&inode.disk).is_some_and(|disk| disk.lies) {
             return Ok(());
         }
@@ -308,7 +312,7 @@ impl Machine {
             let id = self.disk_named(name)?;
             let disk = self.disks.get_mut(&id).expect("it is a disk");
             disk.off = true;
-            disk.stalls = false;
+            (disk.stalls, disk.fails) = (false, false);
             disk.cuts += 1;
             self.cut_below(id, fate, dice, &mut damage);
         }
@@ -352,6 +356,20 @@ impl Machine {
     pub fn stall(&mut self, name: &str) -> Result<(), Refusal> {
         let id = self.disk_named(name)?;
         self.disks.get_mut(&id).expect("it is a disk").stalls = true;
+        Ok(())
+    }
+
+    /// Flushes end again, those that hang among them.
+    pub fn answer_again(&mut self, name: &str) -> Result<(), Refusal> {
+        let id = self.disk_named(name)?;
+        self.disks.get_mut(&id).expect("it is a disk").stalls = false;
+        Ok(())
+    }
+
+    /// Flushes fail from now on, and nothing that was not flushed is durable.
+    pub fn fail(&mut self, name: &str) -> Result<(), Refusal> {
+        let id = self.disk_named(name)?;
+        self.disks.get_mut(&id).expect("it is a disk").fails = true;
         Ok(())
     }
 
@@ -481,6 +499,26 @@ mod tests {
         let wal = machine.lookup(disk, OsStr::new("wal")).unwrap();
         assert!(names(&mut machine, wal).is_empty());
         assert_eq!(machine.read(there, 0, 100).unwrap(), b"unflushed");
+    }
+
+    #[test]
+    fn a_stall_ends_and_a_failing_flush_keeps_nothing() {
+        let (mut machine, _, wal) = disk();
+        let number = file(&mut machine, wal, "a", b"x");
+        machine.stall("1").unwrap();
+        assert_eq!(machine.stalls(number), Ok(true));
+        machine.answer_again("1").unwrap();
+        assert_eq!(machine.stalls(number), Ok(false));
+        machine.fail("1").unwrap();
+        for number in [number, wal] {
+            let promise = machine.promise(number, None).unwrap();
+            assert_eq!(machine.keep(number, promise), Err(Refusal::Dead));
+        }
+        let (_, disk) = cut(&mut machine, Fate::Lose, 1);
+        let wal = machine.lookup(disk, OsStr::new("wal")).unwrap();
+        assert!(names(&mut machine, wal).is_empty());
+        let promise = machine.promise(wal, None).unwrap();
+        assert_eq!(machine.keep(wal, promise), Ok(()), "the power went and came back");
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //!
 //! ```text
 //! cut NAME,NAME lose|keep|tear SEED   the power of these disks goes, at the same moment; the answer counts blocks
-//! stall NAME,NAME                     flushes take for ever from now on, until the power goes
+//! stall NAME,NAME                     flushes take for ever from now on, until the power goes or
+//! go NAME,NAME                        they end
+//! fail NAME,NAME                      flushes fail from now on, until the power goes
 //! on NAME,NAME                        power again; handles from before stay dead
 //! lie NAME | honest NAME              flushes are answered and not done
 //! sync NAME                           everything is durable
@@ -29,8 +31,9 @@ use mount::Mount;
 
 /// The longest time that a flush takes: long enough that a power cut often falls into one.
 const FLUSH: Duration = Duration::from_micros(600);
-/// Requests that are served at the same time: enough for every write that the nodes keep in flight on stalled disks.
-const THREADS: usize = 32;
+/// Requests that are served at the same time: enough for every piece of a write that the nodes keep in flight on stalled
+/// disks, so that one disk that hangs never holds up another.
+const THREADS: usize = 160;
 
 fn main() -> ExitCode {
     let Some(folder) = std::env::args().nth(1) else {
@@ -83,6 +86,8 @@ fn obey(machine: &mut Machine, line: &str) -> Result<String, Refusal> {
             Ok(format!("cut {} {} {} {}", damage.lost, damage.kept, damage.torn, damage.undone))
         }
         ["stall", _] => names.iter().try_for_each(|name| machine.stall(name)).map(|()| "stalled".into()),
+        ["go", _] => names.iter().try_for_each(|name| machine.answer_again(name)).map(|()| "goes".into()),
+        ["fail", _] => names.iter().try_for_each(|name| machine.fail(name)).map(|()| "fails".into()),
         ["on", _] => names.iter().try_for_each(|name| machine.power_on(name)).map(|()| "on".into()),
         ["lie", _] => names.iter().try_for_each(|name| machine.set_lies(name, true)).map(|()| "lies".into()),
         ["honest", _] => {

@@ -22,8 +22,9 @@ const SOCKET: u32 = 0o140_000;
 const REGULAR: u32 = 0o100_000;
 /// O_DSYNC, which is part of O_SYNC too.
 const DSYNC: i32 = 0o10_000;
-/// How often a flush on a stalled disk looks whether the power has gone.
+/// How often a flush on a stalled disk looks whether the power has gone: at first, and after a while.
 const STALL_LOOK: Duration = Duration::from_micros(300);
+const STALL_LOOK_MAX: Duration = Duration::from_millis(20);
 /// Space that is always free: a full disk has a chapter of its own.
 const FREE_BLOCKS: u64 = 16 << 18;
 
@@ -84,8 +85,10 @@ impl Mount {
         let longest = self.flush.as_micros() as u64;
         let micros = self.dice.lock().unwrap_or_else(PoisonError::into_inner).below(longest + 1);
         thread::sleep(Duration::from_micros(micros));
+        let mut look = STALL_LOOK;
         while self.machine().stalls(number.0)? {
-            thread::sleep(STALL_LOOK);
+            thread::sleep(look);
+            look = (look * 5 / 4).min(STALL_LOOK_MAX);
         }
         self.machine().keep(number.0, promise)
     }
@@ -112,6 +115,9 @@ fn answer(reply: ReplyEmpty, result: Result<(), Refusal>) {
 
 impl Filesystem for Mount {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // By default the kernel has a dozen direct writes under way for all disks together: those that hang would hold up
+        // the others.
+        let _ = config.set_max_background(1024);
         // Without it a direct write blocks the ring that submits it, and never two frames are under way.
         config
             .add_capabilities(InitFlags::FUSE_ASYNC_DIO)
