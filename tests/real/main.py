@@ -13,6 +13,7 @@ CHAPTERS = {
     "badinput": "bad input",
     "badfiles": "bad files and folders",
     "operate": "roles, policies, configuration",
+    "scripts": "stories told as transcripts",
     "decay": "pages that decay",
     "kills": "kill -9 under load",
     "powercuts": "power cuts under load",
