@@ -87,7 +87,10 @@ impl World {
                     }
                 }
             }
-            40..53 => self.heal(),
+            40..53 => {
+                self.slow = None;
+                self.heal();
+            }
             53..56 if self.nodes[node].machine.is_some() && !self.nodes[node].stalled => {
                 self.stall(node, true);
                 let (run, pause) = (self.nodes[node].run, self.rng.between(20, 4000));
@@ -124,6 +127,9 @@ impl World {
                 let rival = (node + 1) % self.nodes.len();
                 if self.plan.duels && self.nodes[rival].machine.is_some() {
                     self.command(rival, command);
+                    if self.plan.late {
+                        self.slow = self.rng.chance(0.5).then_some(rival);
+                    }
                 }
             }
         }
@@ -185,7 +191,7 @@ impl World {
     /// commits a new write and every node has it.
     pub(super) fn settles(&mut self, within_ms: u64) -> bool {
         self.calm = true;
-        self.loss = 0.0;
+        (self.loss, self.slow) = (0.0, None);
         self.heal();
         (0..self.nodes.len()).for_each(|node| self.event(Event::Restart { node }));
         for node in 0..self.nodes.len() {
