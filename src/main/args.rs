@@ -216,8 +216,12 @@ Exit codes: 0 done, 4 refused and nothing changed, 5 not committed in time.")]
 Examples:
   baton drill --dir ./lab --times 20         a sandbox
   baton drill -D /data/1 --times 2 --json    the cluster of a node
-The gap is the longest time without an acknowledged write, all writers together, around one switchover.
-Exit codes: 0 all done and nothing lost, 1 a switchover failed, 6 an acknowledged write is gone.")]
+  baton drill --dir ./lab --kill             a sandbox: SIGKILL for the primary, a failover, the dead node back
+  baton drill --dir ./pair --kill --alone    a sandbox of two: the last one serves alone
+The gap is the longest time without an acknowledged write, all writers together, around one switchover. With --kill
+the time from the failover command to the first acknowledged write counts, and from starting the dead node until it
+streams again.
+Exit codes: 0 all done and nothing lost, 1 a run failed, 6 an acknowledged write is gone.")]
 pub struct Drill {
     /// A sandbox; otherwise the cluster of the node of -D or --config
     #[arg(long)]
@@ -229,6 +233,12 @@ pub struct Drill {
     /// How long each may hold writes
     #[arg(long, default_value = "5s", value_parser = duration)]
     pub timeout: Duration,
+    /// Kill the primary of a sandbox each time, and fail over
+    #[arg(long, requires = "dir")]
+    pub kill: bool,
+    /// With --kill: `failover --alone`, and the policy put back when the dead node is there again
+    #[arg(long, requires = "kill")]
+    pub alone: bool,
 }
 
 #[derive(Subcommand, Debug)]

@@ -9,6 +9,7 @@ mod bench;
 mod demo;
 mod demo_cuts;
 mod drill;
+mod drill_kill;
 mod inspect;
 mod lifecycle;
 mod logging;
