@@ -86,7 +86,12 @@ pub fn start(common: &Common, dir: &Path) -> Outcome {
 /// Asks the fittest node to lead: the longest log first, then priority; those that must not lead come not at all.
 fn lead(common: &Common, sandbox: &Sandbox) -> Result<(), Fail> {
     let end = Instant::now() + PATIENCE;
+    let mut asked = None;
     loop {
+        // After a blackout the node that led last asks by itself, and may be faster.
+        if sandbox.primary().is_some() {
+            return Ok(());
+        }
         let mut rows: Vec<NodeStatus> =
             sandbox.rows().into_iter().filter(|row| row.role != Role::Down).collect();
         let fitness = |row: &NodeStatus| {
@@ -100,7 +105,9 @@ fn lead(common: &Common, sandbox: &Sandbox) -> Result<(), Fail> {
         let Some(first) = rows.first() else {
             return Err(Fail::failed("no node came up", "look at the logs"));
         };
-        progress(common, &format!("node {} is asked to lead", first.node));
+        if asked.replace(first.node) != Some(first.node) {
+            progress(common, &format!("node {} is asked to lead", first.node));
+        }
         let failover = Failover { timeout_ms: 10_000, ..Failover::default() };
         let data = &sandbox.member(first.node)?.config.data;
         match ask::ask(data, Verb::Failover(failover)).and_then(ask::result) {
