@@ -41,11 +41,14 @@ struct Shared {
     gap_us: AtomicU64,
     /// The same longest pause since it was asked for last.
     window_us: AtomicU64,
+    /// The first acknowledged write since somebody asked for it; 0 until there is one.
+    first_us: AtomicU64,
 }
 
 impl Shared {
     fn acknowledged(&self) {
         self.acknowledged.fetch_add(1, Ordering::Relaxed);
+        self.note_first();
         self.note_gap();
     }
 
@@ -54,6 +57,13 @@ impl Shared {
         let before = self.last_us.fetch_max(now, Ordering::Relaxed);
         self.gap_us.fetch_max(now.saturating_sub(before), Ordering::Relaxed);
         self.window_us.fetch_max(now.saturating_sub(before), Ordering::Relaxed);
+    }
+
+    fn note_first(&self) {
+        if self.first_us.load(Ordering::Relaxed) == 0 {
+            let now = (self.begin.elapsed().as_micros() as u64).max(1);
+            let _ = self.first_us.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 }
 
@@ -84,6 +94,7 @@ impl Prober {
             last_us: AtomicU64::new(0),
             gap_us: AtomicU64::new(0),
             window_us: AtomicU64::new(0),
+            first_us: AtomicU64::new(0),
         });
         let writers = (0..options.writers)
             .map(|number| {
@@ -108,6 +119,20 @@ impl Prober {
     /// The longest time without an acknowledged write since the last call.
     pub fn take_gap(&self) -> Duration {
         Duration::from_micros(self.shared.window_us.swap(0, Ordering::Relaxed))
+    }
+
+    /// Forgets the first acknowledged write; the value is the moment, for [`Prober::first_since`].
+    pub fn mark(&self) -> Duration {
+        self.shared.first_us.store(0, Ordering::Relaxed);
+        self.shared.begin.elapsed()
+    }
+
+    /// Time from a [`Prober::mark`] to the first write acknowledged after it.
+    pub fn first_since(&self, mark: Duration) -> Option<Duration> {
+        match self.shared.first_us.load(Ordering::Relaxed) {
+            0 => None,
+            first => Some(Duration::from_micros(first).saturating_sub(mark)),
+        }
     }
 
     /// Stops the writers, after the request that each has under way.
@@ -448,9 +473,14 @@ mod tests {
             prefix: "t".into(),
         };
         let prober = Prober::start(options);
-        while prober.acknowledged() < 300 {
+        while prober.acknowledged() < 200 {
             std::thread::yield_now();
         }
+        let (mark, before) = (prober.mark(), prober.acknowledged());
+        while prober.acknowledged() < before.max(300) + 10 {
+            std::thread::yield_now();
+        }
+        assert!(prober.first_since(mark).is_some());
         let history = prober.stop();
         meddle(&server);
         history.verify(server.addr, Duration::from_secs(5))

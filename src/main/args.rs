@@ -52,16 +52,30 @@ pub enum Verb {
     /// Create the data folder of a node: the only way data begins
     Init(Init),
     /// Run a node in the foreground
+    #[command(
+        after_help = "Example:\n  baton run -D /data/1        for a service manager; `baton start` does it in the background\nThe exit code is the node's own: 0 after an ordered stop, 1 after a failure."
+    )]
     Run(Run),
     /// Run a node in the background and wait until it is up
+    #[command(
+        after_help = "Examples:\n  baton start -D /data/1 -M primary          the first start of a cluster\n  baton start -D /data/1                     later: it finds its role by itself\nExit codes: 0 up, 1 it ended at once, 2 the configuration is wrong, 5 not up in time."
+    )]
     Start(Start),
     /// Stop a node and wait until it is gone
+    #[command(
+        after_help = "Examples:\n  baton stop -D /data/1                      a primary waits until the standbys hold its log\n  baton stop -D /data/1 --mode immediate     as a crash\nExit codes: 0 gone, 3 it does not run, 5 not gone in time."
+    )]
     Stop(Stop),
     /// Stop and start a node; it keeps its role
+    #[command(after_help = "Example:\n  baton restart -D /data/1\nExit codes: those of start.")]
     Restart(Restart),
     /// One line about a node; exits with 3 when it is down
+    #[command(
+        after_help = "Example:\n  baton status -D /data/1 --json\nExit codes: 0 it answers, 3 it is down."
+    )]
     Status,
     /// A node in detail: state, senders, receiver
+    #[command(after_help = "Example:\n  baton query -D /data/1\nExit codes: 0 it answers, 3 it is down.")]
     Query,
     /// The whole cluster as this node knows it
     Cluster {
@@ -71,6 +85,9 @@ pub enum Verb {
     /// Make this node the primary after the old one was lost
     Failover(Failover),
     /// Make this node the primary (a failover without options)
+    #[command(
+        after_help = "Example:\n  baton promote -D /data/2\nExit codes: 0 done, 4 refused and nothing changed, 5 the outcome is not known."
+    )]
     Promote {
         /// How long to try
         #[arg(long, default_value = "30s", value_parser = duration)]
@@ -87,12 +104,19 @@ pub enum Verb {
         verb: PolicyVerb,
     },
     /// Read the configuration file again: says key by key what took effect and what needs a restart
+    #[command(
+        after_help = "Example:\n  baton reload -D /data/1\nExit codes: 0 done, 2 the file is wrong and nothing changed, 3 the node is down."
+    )]
     Reload,
     /// Switchovers there and back under load, judged from outside
     Drill(Drill),
     /// There is nothing to refresh: roles are durable by design
+    #[command(after_help = "Example:\n  baton refreshconf -D /data/1")]
     Refreshconf,
     /// Check a configuration file and show what it means
+    #[command(
+        after_help = "Examples:\n  baton check-config -D /data/1\n  baton check-config --keys                  every key, its default and its meaning\nExit codes: 0 it is good, 2 it is not."
+    )]
     CheckConfig {
         /// List every key instead
         #[arg(long)]
@@ -106,6 +130,9 @@ pub enum Verb {
         verb: WalVerb,
     },
     /// Read the files of a stopped node, changing nothing
+    #[command(
+        after_help = "Examples:\n  baton inspect control -D /data/1\n  baton inspect tail -D /data/1              also while the node runs\nExit codes: 0 done, 4 the node runs."
+    )]
     Inspect { what: What },
     /// Measure throughput and latency of a RESP server (baton, Redis, Valkey)
     Bench(Bench),
@@ -121,6 +148,9 @@ pub enum Verb {
 #[derive(Subcommand, Debug)]
 pub enum ClusterVerb {
     /// The verdict over the cluster, as `gs_om -t status`
+    #[command(
+        after_help = "Example:\n  baton cluster status -D /data/1 --detail\nExit codes: 0 it answers, 3 the node that is asked is down."
+    )]
     Status {
         /// Every node, policy and lag
         #[arg(long)]
@@ -195,6 +225,7 @@ pub struct Switchover {
 #[derive(Subcommand, Debug)]
 pub enum PolicyVerb {
     /// The policy generation in force
+    #[command(after_help = "Example:\n  baton policy show -D /data/1")]
     Show,
     /// Put another one into force: durable, logged, on all nodes
     #[command(after_help = "\
@@ -228,8 +259,12 @@ Exit codes: 0 done, 4 refused and nothing changed, 5 not committed in time.")]
 Examples:
   baton drill --dir ./lab --times 20         a sandbox
   baton drill -D /data/1 --times 2 --json    the cluster of a node
-The gap is the longest time without an acknowledged write, all writers together, around one switchover.
-Exit codes: 0 all done and nothing lost, 1 a switchover failed, 6 an acknowledged write is gone.")]
+  baton drill --dir ./lab --kill             a sandbox: SIGKILL for the primary, a failover, the dead node back
+  baton drill --dir ./pair --kill --alone    a sandbox of two: the last one serves alone
+The gap is the longest time without an acknowledged write, all writers together, around one switchover. With --kill
+the time from the failover command to the first acknowledged write counts, and from starting the dead node until it
+streams again.
+Exit codes: 0 all done and nothing lost, 1 a run failed, 6 an acknowledged write is gone.")]
 pub struct Drill {
     /// A sandbox; otherwise the cluster of the node of -D or --config
     #[arg(long)]
@@ -241,11 +276,18 @@ pub struct Drill {
     /// How long each may hold writes
     #[arg(long, default_value = "5s", value_parser = duration)]
     pub timeout: Duration,
+    /// Kill the primary of a sandbox each time, and fail over
+    #[arg(long, requires = "dir")]
+    pub kill: bool,
+    /// With --kill: `failover --alone`, and the policy put back when the dead node is there again
+    #[arg(long, requires = "kill")]
+    pub alone: bool,
 }
 
 #[derive(Subcommand, Debug)]
 pub enum WalVerb {
     /// Who holds log, and how much
+    #[command(after_help = "Example:\n  baton wal keepers -D /data/1")]
     Keepers,
 }
 
@@ -465,8 +507,12 @@ pub struct Bench {
 #[derive(Subcommand, Debug)]
 pub enum SandboxVerb {
     /// Create and start the nodes, and wait until the cluster is Normal
+    #[command(after_help = "Example:\n  baton sandbox up --dir ./lab --nodes 3")]
     Up(SandboxUp),
     /// The cluster, every node asked for itself
+    #[command(
+        after_help = "Example:\n  baton sandbox status --dir ./lab --detail\nExit code 3: all nodes are down."
+    )]
     Status {
         #[arg(long)]
         dir: PathBuf,
@@ -474,12 +520,14 @@ pub enum SandboxVerb {
         detail: bool,
     },
     /// Kill a node with SIGKILL
+    #[command(after_help = "Example:\n  baton sandbox kill --dir ./lab 1")]
     Kill {
         #[arg(long)]
         dir: PathBuf,
         node: u16,
     },
     /// Start a node that is down
+    #[command(after_help = "Example:\n  baton sandbox start --dir ./lab 1")]
     Start {
         #[arg(long)]
         dir: PathBuf,
@@ -488,6 +536,7 @@ pub enum SandboxVerb {
         role: Option<RoleArg>,
     },
     /// Stop every node
+    #[command(after_help = "Example:\n  baton sandbox down --dir ./lab --purge     and remove the folders")]
     Down {
         #[arg(long)]
         dir: PathBuf,

@@ -15,9 +15,9 @@ use super::args::{Common, Drill};
 use super::lifecycle::LOOK_AGAIN;
 use super::sandbox::Sandbox;
 use super::show::millis;
-use super::{Fail, Outcome, ask, place, render};
+use super::{Fail, Outcome, ask, drill_kill, place, render};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Load between two switchovers, so that each is measured in a steady state.
 const STEADY: Duration = Duration::from_millis(300);
 
@@ -45,6 +45,8 @@ struct Report {
     runs: u64,
     completed: u64,
     gap_ms: Gaps,
+    /// Each one, in the order in which they were done.
+    gaps: Vec<f64>,
     /// Acknowledged writes that could not be read back.
     lost: usize,
     errors: Vec<String>,
@@ -110,6 +112,9 @@ impl Reach {
 }
 
 pub fn drill(common: &Common, verb: &Drill) -> Outcome {
+    if let (true, Some(dir)) = (verb.kill, &verb.dir) {
+        return drill_kill::drill(common, verb, &Sandbox::open(dir)?);
+    }
     let reach = match &verb.dir {
         Some(dir) => Reach::Sandbox(Sandbox::open(dir)?),
         None => Reach::Node(Box::new(place::node(common)?)),
@@ -121,14 +126,7 @@ pub fn drill(common: &Common, verb: &Drill) -> Outcome {
         common,
         &format!("{} switchovers between nodes {home} and {away}, {} writers", verb.times, verb.writers),
     );
-    let prober = Prober::start(ProbeOptions {
-        servers: reach.clients(),
-        password: reach.config().client_password.as_ref().map(|secret| secret.reveal().to_string()),
-        writers: usize::from(verb.writers),
-        keys_per_writer: 64,
-        patience: Duration::from_secs(12),
-        prefix: format!("drill:{}", std::process::id()),
-    });
+    let prober = writers(verb, reach.clients(), reach.config());
     let (mut gaps, mut errors) = (Vec::new(), Vec::new());
     let mut ended = Ok(());
     for run in 0..verb.times {
@@ -144,7 +142,7 @@ pub fn drill(common: &Common, verb: &Drill) -> Outcome {
                         common,
                         &format!("  {}: node {primary} -> {to}, gap {gap:.1} ms", run + 1),
                     );
-                    gaps.push((gap * 10.0).round() / 10.0);
+                    gaps.push(tenths(gap));
                 }
                 Err(fail) => {
                     render::progress(
@@ -172,13 +170,31 @@ pub fn drill(common: &Common, verb: &Drill) -> Outcome {
     let verdict = history.verify(client, PATIENCE);
     let lost = verdict.violations.len();
     let completed = gaps.len() as u64;
-    let report = Report { runs: verb.times, completed, gap_ms: Gaps::of(&gaps), lost, errors, verdict };
+    let gap_ms = Gaps::of(&gaps);
+    let report = Report { runs: verb.times, completed, gap_ms, gaps, lost, errors, verdict };
     render::print(common, &report, &text(&report));
     Ok(match (report.verdict.holds(), report.errors.is_empty()) {
         (false, _) => Exit::Broken,
         (true, false) => Exit::Failed,
         (true, true) => Exit::Ok,
     })
+}
+
+/// The load of a drill.
+pub fn writers(verb: &Drill, servers: Vec<SocketAddr>, config: &Config) -> Prober {
+    Prober::start(ProbeOptions {
+        servers,
+        password: config.client_password.as_ref().map(|secret| secret.reveal().to_string()),
+        writers: usize::from(verb.writers),
+        // Every key that held something at a change of primary is read back at the end.
+        keys_per_writer: (512 / usize::from(verb.writers)).clamp(8, 64),
+        patience: Duration::from_secs(12),
+        prefix: format!("drill:{}", std::process::id()),
+    })
+}
+
+pub fn tenths(ms: f64) -> f64 {
+    (ms * 10.0).round() / 10.0
 }
 
 /// The standby with the highest priority that may lead.
@@ -204,13 +220,13 @@ fn hand_over(reach: &Reach, primary: u16, to: u16, timeout: Duration) -> Result<
     ask::result(ask::ask(&reach.socket(primary)?, Verb::Switchover(switchover))?).map(drop)
 }
 
-fn steady(prober: &Prober) -> Result<(), Fail> {
+pub fn steady(prober: &Prober) -> Result<(), Fail> {
     flowing(prober)?;
     std::thread::sleep(STEADY);
     flowing(prober)
 }
 
-fn flowing(prober: &Prober) -> Result<(), Fail> {
+pub fn flowing(prober: &Prober) -> Result<(), Fail> {
     let (begin, before) = (Instant::now(), prober.acknowledged());
     while prober.acknowledged() == before {
         if begin.elapsed() > PATIENCE {

@@ -9,6 +9,7 @@ mod bench;
 mod demo;
 mod demo_cuts;
 mod drill;
+mod drill_kill;
 mod inspect;
 mod lifecycle;
 mod logging;
@@ -67,7 +68,7 @@ impl fmt::Display for Fail {
 pub type Outcome = Result<Exit, Fail>;
 
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::try_parse().unwrap_or_else(|error| no_verb(&error));
     let json = args.common.json;
     match dispatch(args) {
         Ok(code) => ExitCode::from(code),
@@ -82,6 +83,18 @@ pub fn main() -> ExitCode {
             ExitCode::from(fail.exit.code())
         }
     }
+}
+
+/// Prints the help that was asked for, or what is wrong with the command line; with `--json` the latter as one value too.
+fn no_verb(error: &clap::Error) -> ! {
+    if error.use_stderr() && std::env::args_os().any(|word| word == "--json") {
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        let error = serde_json::json!({"code": "usage", "message": first, "hint": "ask for --help"});
+        render::to_stdout(&format!("{}\n", serde_json::json!({"ok": false, "error": error})));
+        std::process::exit(i32::from(Exit::Usage.code()));
+    }
+    error.exit()
 }
 
 fn dispatch(args: Args) -> Result<u8, Fail> {

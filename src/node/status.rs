@@ -21,7 +21,7 @@ use super::streams::{ReceiverSlot, SenderSlot};
 
 /// A row that a peer sent is believed for this long.
 const FRESH: Duration = Duration::from_millis(2500);
-/// How often peers are asked for their rows while somebody wants them.
+/// Answers that are on their way are shared with whoever asks next, for this long; then peers are asked anew.
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
 /// What a node tells a peer of itself. Only a primary knows the rest.
@@ -46,6 +46,11 @@ pub struct PeerRows {
 impl PeerRows {
     pub fn all_in(&self) -> bool {
         self.waiting == 0
+    }
+
+    /// The last link to it ended: what it said of itself is no news any more.
+    pub fn forget(&mut self, node: NodeId) {
+        self.rows.remove(&node);
     }
 
     fn fresh(&self, node: NodeId, now: Mono) -> Option<&Said> {
@@ -431,7 +436,7 @@ impl<S: Seam> Node<S> {
     /// Asks every linked peer for its row.
     pub(super) fn ask_peers(&mut self) {
         if self.admin.peers.asked_at.is_some_and(|at| self.now.since(at) < ASK_EVERY)
-            && self.admin.peers.waiting == 0
+            && self.admin.peers.waiting > 0
         {
             return;
         }

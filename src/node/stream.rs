@@ -95,7 +95,11 @@ impl<S: Seam> Node<S> {
         // A process that dies lets go of all its links. As long as one stands, the end of another is a decision that a
         // living process took, and proves nothing (protocol 2.10).
         // A leader counts no grant of a peer that lost any link to it: that peer may judge differently.
-        let process_gone = process_gone && self.links.any_to(node).is_none();
+        let last = self.links.any_to(node).is_none();
+        if last {
+            self.admin.peers.forget(node);
+        }
+        let process_gone = process_gone && last;
         self.tell_role(Input::PeerDown { node, process_gone });
     }
 

@@ -223,6 +223,20 @@ def wrong_commands(world):
             want(primary.do("SET", "x", 1) == b"OK", "writes do not go on")
 
 
+def failovers(world):
+    """kill -9 of the primary under load, a failover, the dead node back, again and again; a pair's last node alone."""
+    times = 30 if world.long else 5
+    notes = []
+    for name, nodes, words in (("failovers", 3, ()), ("alone", 2, ("--alone",))):
+        with Sandbox(world, name, nodes) as sandbox:
+            words = ("drill", "--dir", sandbox.folder, "--kill", "--times", times, "--writers", 20, "--json", *words)
+            report = show(run(world.baton, *words, timeout=600, ok=0))
+            want(report["completed"] == times and report["lost"] == 0, f"{report}")
+            want(report["pages_copied"] == 0, f"a rejoin copied pages: {report}")
+            notes.append(f"{name} {report['first_write_ms']['p50']:.0f} ms")
+    return ", ".join(notes)
+
+
 def switchovers(world):
     """There and back under load; a third time the same request under its op id."""
     with Sandbox(world, "switch", 3) as sandbox:
@@ -331,5 +345,6 @@ def checks(report, world):
     report.check("a delayed standby shows the past and leads with everything", delayed_standby, world)
     report.check("wrong role and policy commands are refused in one sentence", wrong_commands, world)
     report.check("switchovers there and back under load lose nothing", switchovers, world)
+    report.check("failovers after kill -9 under load lose nothing, the dead node follows", failovers, world)
     report.check("unfit targets are refused by name, two operators at once do no harm", unfit_targets, world)
     report.check("a policy is changed from any node, once, and kept", policies, world)
