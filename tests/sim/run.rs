@@ -8,7 +8,7 @@ use baton::io::sim::{Fault, FaultPlan, SimConfig, Span, Stats, SwarmConfig, Worl
 use serde_json::Value;
 
 use super::clients::{ClientHost, Job, KEYS, PAIR, REGISTERS, Shared, key_name};
-use super::cluster::{Cluster, ip};
+use super::cluster::{Cluster, STORED, ip};
 use super::history::{Kind, Outcome};
 use super::logs::{Change, Logs, Order, stale_beyond};
 use super::operator::Operator;
@@ -164,7 +164,15 @@ impl Run {
         let mut sim = SimConfig::default();
         // A start that waits on a stalled disk gives up soon and is tried again.
         sim.disk.stalled_now = Duration::from_millis(500);
-        let cluster = Cluster::new(seed, shape.nodes, sim, "commit_timeout = \"2s\"");
+        // A share of the seeds decides through a control store that is slow, out, or keeps its answers now and then.
+        let stored = weather == Weather::Swarm && seed % 3 == 1;
+        let extra = if stored {
+            format!("{STORED}commit_timeout = \"2s\"")
+        } else {
+            "commit_timeout = \"2s\"".into()
+        };
+        let mut cluster = Cluster::new(seed, shape.nodes, sim, &extra);
+        cluster.store.flaky = stored;
         let world = cluster.world.clone();
         let mut hosts = Vec::new();
         for h in 0..2 {
