@@ -23,10 +23,13 @@ use super::dir_store::DirStore;
 /// A question with the ticket that its answer names.
 pub type Question = (u64, StoreRequest);
 
+/// Questions go in, answers come out.
+type Door = (SyncSender<Question>, Receiver<(u64, StoreAnswer)>);
+
 /// The loop's end.
 #[derive(Default)]
 pub struct StoreLink {
-    door: Option<(SyncSender<Question>, Receiver<(u64, StoreAnswer)>)>,
+    door: Option<Door>,
     /// Questions that nobody has fetched yet, where there is no thread.
     waiting: VecDeque<Question>,
 }

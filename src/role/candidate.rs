@@ -464,7 +464,8 @@ impl RoleMachine {
         }
         let (node, life) = (self.control.node, self.control.incarnation);
         let binding = recruit::binding(r.told());
-        if !self.config.store && !(r.alone && r.force) && binding.iter().any(|generation| generation.store) {
+        let excused = self.config.store || (r.alone && r.force);
+        if !excused && binding.iter().any(|generation| generation.store) {
             return refuse(
                 "this cluster decides through a control store and the configuration of this node names none: set \
                  `store` as on the other nodes",
