@@ -7,8 +7,16 @@ use crate::role::machine::RoleMachine;
 use crate::role::policy::Generation;
 
 fn started(seed: u64, nodes: u16) -> World {
-    let plan =
-        Plan { nodes, wipes: false, lossy: false, duels: false, changes: false, store: true, fault_ms: 1000 };
+    let plan = Plan {
+        nodes,
+        wipes: false,
+        lossy: false,
+        duels: false,
+        changes: false,
+        store: true,
+        late: false,
+        fault_ms: 1000,
+    };
     let mut world = World::new(seed, plan);
     world.command(0, Command::RequestPrimary { alone: false, force: false });
     pass(&mut world, 3000);
