@@ -107,6 +107,8 @@ pub const LSN_WAITERS_MAX: usize = 4096;
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// Requests on their way from the control thread to the node's loop.
 pub const ADMIN_MAILBOX_MAX: usize = 64;
+/// Questions to the control store that wait for its thread.
+pub const STORE_QUEUE_MAX: usize = 16;
 /// The head of an HTTP request.
 pub const HTTP_HEAD_BYTES_MAX: usize = 8 << 10;
 /// The node's own log file: its size before it moves aside, the older ones kept, the lines waiting to be written.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::status::{NodeState, NodeStatus, Role, SyncState};
+use super::status::{NodeState, NodeStatus, Role, StoreStatus, SyncState};
 
 /// The block "HA state".
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -105,6 +105,12 @@ pub struct QueryStatus {
     pub apply_delay_ms: Option<u64>,
     #[serde(default)]
     pub pages: PagesStatus,
+    /// Copies besides the leader's that are meant to be, where fewer are asked for at present.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded_from: Option<usize>,
+    /// The control store; absent where the configuration names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreStatus>,
 }
 
 /// Whole percent of a log that are there; 100 only when all is.

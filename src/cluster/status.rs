@@ -180,6 +180,51 @@ pub struct PolicyStatus {
     /// Voters that may still be lost while writes go on; absent likewise.
     #[serde(default)]
     pub writes_survive: Option<usize>,
+    /// Copies besides the leader's that are meant to be, where fewer are asked for at present.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded_from: Option<usize>,
+    /// The control store as the answering node sees it; absent where the configuration names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreStatus>,
+}
+
+/// The control store.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// `dir:/run/baton-store`.
+    pub place: String,
+    /// It answered the newest question.
+    pub reachable: bool,
+    /// Changes of the policy key so far.
+    pub revision: u64,
+    /// The term that it granted last, and to which node; absent while it is empty or was not read.
+    pub term: Option<u64>,
+    pub leader: Option<u16>,
+    /// The policy generation that it holds as committed.
+    pub generation: Option<u64>,
+    /// Generations that may be in a log above that one.
+    pub pending: Vec<u64>,
+    /// Why what it holds cannot be used.
+    pub trouble: Option<String>,
+}
+
+impl StoreStatus {
+    pub fn in_words(&self) -> String {
+        let answers = if self.reachable { "answers" } else { "does not answer" };
+        let holds = match (self.term, self.leader, self.generation) {
+            (Some(term), Some(leader), Some(generation)) => {
+                let pending: Vec<String> = self.pending.iter().map(u64::to_string).collect();
+                let pending = match pending.is_empty() {
+                    true => String::new(),
+                    false => format!(", pending {}", pending.join(" ")),
+                };
+                format!("term {term} of node {leader}, generation {generation}{pending}")
+            }
+            _ => "nothing known".into(),
+        };
+        let trouble = self.trouble.as_ref().map_or(String::new(), |trouble| format!(": {trouble}"));
+        format!("{} {answers}, revision {}: {holds}{trouble}", self.place, self.revision)
+    }
 }
 
 /// What the next failures would mean, in one sentence.

@@ -79,6 +79,13 @@ impl ClusterStatus {
         if let Some(policy) = &self.policy {
             let (number, rule) = (policy.generation, &policy.rule);
             writeln!(out, "policy          : {rule}, generation {number}")?;
+            if let Some(meant) = policy.degraded_from {
+                let copies = copies_in_words(policy.k + 1);
+                writeln!(out, "degraded        : {copies}, {} are meant to be", meant + 1)?;
+            }
+            if let Some(store) = &policy.store {
+                writeln!(out, "store           : {}", store.in_words())?;
+            }
             let spare = spare_in_words(policy.failures_survived, policy.writes_survive);
             writeln!(out, "failover_spare  : {spare}")?;
         }
@@ -124,6 +131,10 @@ fn channel(channel: &Channel, arrow: &str) -> String {
     format!("{}{arrow}{}", channel.local, channel.remote)
 }
 
+fn copies_in_words(copies: usize) -> String {
+    if copies == 1 { "one copy".into() } else { format!("{copies} copies") }
+}
+
 impl QueryStatus {
     /// The layout of `gs_ctl query`, with lag in bytes and time instead of a percentage that hides it.
     pub fn text(&self) -> String {
@@ -143,6 +154,16 @@ impl QueryStatus {
         field(out, "committed_location", lsn(self.me.committed_lsn))?;
         field(out, "replay_location", lsn(self.me.applied_lsn))?;
         field(out, "failover_spare", spare_in_words(self.failures_survived, self.writes_survive))?;
+        if let Some(meant) = self.degraded_from {
+            field(
+                out,
+                "degraded",
+                format!("fewer copies are asked for than the {} that are meant to be", meant + 1),
+            )?;
+        }
+        if let Some(store) = &self.store {
+            field(out, "control_store", store.in_words())?;
+        }
         if let Some(delay) = self.apply_delay_ms {
             field(out, "apply_delay", format!("{delay} ms"))?;
         }
@@ -252,6 +273,8 @@ mod tests {
             k: 1,
             failures_survived: Some(1),
             writes_survive: Some(0),
+            degraded_from: None,
+            store: None,
         };
         let status = ClusterStatus::new(ClusterId(5), 3, Some(policy), vec![sick, node(1, Role::Primary)]);
         let text = status.detail();
@@ -310,6 +333,8 @@ mod tests {
             written_lsn: 4096,
             apply_delay_ms: None,
             pages: Default::default(),
+            degraded_from: None,
+            store: None,
         };
         let text = query.text();
         assert!(text.starts_with(" HA state:\n        local_role                     : Primary\n"), "{text}");

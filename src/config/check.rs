@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use super::meant::{CommitLevel, Config, Degrade, LogFormat, LogLevel, Member, Reads, Secret, WalSync};
+use super::meant::{
+    CommitLevel, Config, Degrade, LogFormat, LogLevel, Member, Reads, Secret, StoreChoice, WalSync,
+};
 use super::mistake::Mistakes;
 use super::sync::{self, SyncRule};
 use super::units::{duration, show_duration, show_size, size};
@@ -193,12 +195,13 @@ impl Checker<'_> {
 
         let members = self.members(written, node, client_listen, peer_listen);
         let sync = self.sync(&members);
-        let degrade = self.degrade();
+        let store = self.store();
+        self.store_reach(&store, &members);
+        let degrade = self.degrade(&store);
 
         let peer_secret = self.sized_text("peer_secret", 16, 512).map(Secret::new);
         let client_password = self.sized_text("client_password", 1, 512).map(Secret::new);
         self.exposure(client_listen, peer_listen, http_listen, peer_secret.is_some(), &members);
-        self.store();
 
         let segment_bytes = self.size("segment_bytes", SEGMENT_BYTES_MIN, 1 << 30).unwrap_or(SEGMENT_BYTES);
         if !segment_bytes.is_power_of_two() {
@@ -236,6 +239,7 @@ impl Checker<'_> {
             memory,
             sync,
             degrade,
+            store,
             commit: commit.unwrap_or(CommitLevel::On),
             commit_timeout: self.duration("commit_timeout", milli, second * 3600).unwrap_or(second * 10),
             reads: self
@@ -334,16 +338,17 @@ impl Checker<'_> {
         default
     }
 
-    fn degrade(&mut self) -> Degrade {
+    fn degrade(&mut self, store: &StoreChoice) -> Degrade {
         let wanted = "write \"never\", or \"after 30s\"";
         let Some((line, text)) = self.text("degrade", wanted) else { return Degrade::Never };
         if text == "never" {
             return Degrade::Never;
         }
         match text.strip_prefix("after ").and_then(duration) {
+            Some(time) if !time.is_zero() && *store != StoreChoice::None => Degrade::After(time),
             Some(time) if !time.is_zero() => {
                 let what = "degrading needs a control store, and store is none";
-                let hint = "without a store only `failover --alone` lowers k, by hand; remove the key or write \"never\"";
+                let hint = "without a store only `failover --alone` lowers k, by hand; remove the key, write \"never\", or name a store";
                 self.mistakes.push(line, "degrade", what, hint);
                 Degrade::After(time)
             }
@@ -354,11 +359,37 @@ impl Checker<'_> {
         }
     }
 
-    fn store(&mut self) {
-        let Some((line, text)) = self.text("store", "write \"none\"") else { return };
-        if text != "none" {
-            let hint = "write \"none\": failover is then asked for by `baton failover` or `baton promote`";
-            self.mistakes.push(line, "store", format!("this version has no control store {text:?}"), hint);
+    fn store(&mut self) -> StoreChoice {
+        let wanted =
+            "write \"none\", or \"dir:/absolute/path\" of a folder that all nodes of this machine share";
+        let Some((line, text)) = self.text("store", wanted) else { return StoreChoice::None };
+        if text == "none" {
+            return StoreChoice::None;
+        }
+        let folder = text.strip_prefix("dir:").map(Path::new).filter(|folder| folder.is_absolute());
+        match folder {
+            Some(folder) if folder.parent().is_some() => return StoreChoice::Dir(folder.to_path_buf()),
+            _ => self.mistakes.push(
+                line,
+                "store",
+                format!("{text:?} is no control store of this version"),
+                wanted,
+            ),
+        }
+        StoreChoice::None
+    }
+
+    /// A folder is shared by the processes of one machine only.
+    fn store_reach(&mut self, store: &StoreChoice, members: &[Member]) {
+        let away = members.iter().find(|member| !member.peer.ip().is_loopback());
+        if let (StoreChoice::Dir(_), Some(member)) = (store, away) {
+            let what = format!(
+                "a folder cannot be the store of a cluster on several machines: node {} is at {}",
+                member.node, member.peer
+            );
+            let hint = "write store = \"none\", or give every member a loopback address if they all run on this machine";
+            let line = self.top.get("store").map_or(0, |entry| entry.line);
+            self.mistakes.push(line, "store", what, hint);
         }
     }
 

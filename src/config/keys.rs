@@ -103,7 +103,13 @@ pub const KEYS: &[Key] = &[
     ),
     key("wal_sync", "word", "auto", "auto, dsync, fdatasync", "how log writes are made durable"),
     key("frames_in_flight", "number", "calibrated", "1 to 16", "log writes under way at the same time"),
-    key("store", "word", "none", "none", "control store that decides failovers"),
+    key(
+        "store",
+        "word",
+        "none",
+        "none, or dir:<absolute path>",
+        "control store that grants failovers and changes of the policy",
+    ),
     key(
         "promote_trigger_file",
         "path",

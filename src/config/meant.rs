@@ -58,6 +58,23 @@ pub enum Reads {
     Local,
 }
 
+/// The control store that grants promotions and changes of the policy.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum StoreChoice {
+    None,
+    /// A folder that all nodes of the cluster share, on one machine.
+    Dir(PathBuf),
+}
+
+impl fmt::Display for StoreChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreChoice::None => f.write_str("none"),
+            StoreChoice::Dir(folder) => write!(f, "dir:{}", folder.display()),
+        }
+    }
+}
+
 /// What happens when fewer voters are left than commit needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Degrade {
@@ -192,6 +209,7 @@ pub struct Config {
     /// Seeds policy generation 1.
     pub sync: SyncRule,
     pub degrade: Degrade,
+    pub store: StoreChoice,
     pub commit: CommitLevel,
     pub commit_timeout: Duration,
     pub reads: Reads,
@@ -308,7 +326,7 @@ impl Config {
                 "frames_in_flight",
                 self.frames_in_flight.map_or_else(|| "calibrated".into(), |n| n.to_string()),
             ),
-            ("store", "none".into()),
+            ("store", self.store.to_string()),
             (
                 "promote_trigger_file",
                 self.promote_trigger_file

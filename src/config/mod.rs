@@ -25,6 +25,8 @@ pub mod written;
 
 pub use check::parse;
 pub use keys::{KEYS, Key, MEMBER_KEYS};
-pub use meant::{CommitLevel, Config, Degrade, LogFormat, LogLevel, Member, Reads, Secret, WalSync};
+pub use meant::{
+    CommitLevel, Config, Degrade, LogFormat, LogLevel, Member, Reads, Secret, StoreChoice, WalSync,
+};
 pub use mistake::{Mistake, Mistakes};
 pub use sync::{SyncKind, SyncRule};

@@ -173,6 +173,15 @@ fn rules_between_keys_are_checked() {
     refused(&one("memory = \"64MiB\"\ncores = 5"), 4, "too many for 64MiB");
     refused(&one("degrade = \"after 30s\""), 3, "needs a control store");
     refused(&one("degrade = \"later\""), 3, "after 30s");
+    refused(&one("store = \"dir:store\""), 3, "no control store");
+    let folder = "store = \"dir:/run/baton-store\"\ndegrade = \"after 30s\"\n";
+    let config = read(&one(folder)).unwrap();
+    assert_eq!(config.store, crate::config::StoreChoice::Dir("/run/baton-store".into()));
+    assert_eq!(config.degrade, Degrade::After(Duration::from_secs(30)));
+    let open = "peer_listen = \"10.0.0.1:8379\"\npeer_secret = \"0123456789abcdef\"\n";
+    let member = |node: u16, peer: &str| format!("[[member]]\nnode = {node}\npeer = \"{peer}\"\n");
+    let apart = folder.to_string() + open + &member(1, "10.0.0.1:8379") + &member(2, "10.0.0.2:8379");
+    refused(&one(&apart), 3, "several machines");
     refused(&one("store = \"etcd:http://127.0.0.1:2379\""), 3, "no control store");
     refused(&one("peer_listen = \"0.0.0.0:8000\""), 3, "no peer_secret is set");
     refused(&one("client_listen = \"10.1.2.3:8000\""), 3, "no peer_secret is set");

@@ -565,6 +565,12 @@ pub struct SandboxUp {
     /// Longest wait of a reply for its commit
     #[arg(long)]
     pub commit_timeout: Option<String>,
+    /// Control store: none, or dir for a folder inside of DIR
+    #[arg(long, value_parser = ["none", "dir"])]
+    pub store: Option<String>,
+    /// Ask for fewer copies when too few voters are left for this long, like 30s; needs --store dir
+    #[arg(long, value_parser = duration, requires = "store")]
+    pub degrade: Option<Duration>,
     /// Allow a memory file system, where "durable" means nothing
     #[arg(long)]
     pub allow_tmpfs: bool,

@@ -113,6 +113,8 @@ pub fn demo(common: &Common, verb: &Demo) -> Outcome {
         sync: None,
         commit: Some(verb.commit.clone()),
         commit_timeout: None,
+        store: None,
+        degrade: None,
         allow_tmpfs: verb.allow_tmpfs,
         timeout: PATIENCE,
     };

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use baton::config::{self, Config, Mistakes};
+use baton::config::{self, Config, Mistakes, StoreChoice};
 
 use super::Fail;
 use super::args::Common;
@@ -63,4 +63,12 @@ fn absolute(folder: &Path) -> Result<PathBuf, Fail> {
 /// The configuration of the node that the arguments name.
 pub fn node(common: &Common) -> Result<Config, Fail> {
     load(&config_path(common)?)
+}
+
+/// The folder in which the control store's folder should be, if it is not there.
+pub fn missing_store_parent(config: &Config) -> Option<&Path> {
+    match &config.store {
+        StoreChoice::Dir(folder) => folder.parent().filter(|parent| !parent.is_dir()),
+        StoreChoice::None => None,
+    }
 }

@@ -22,6 +22,8 @@ use super::process::Running;
 use super::show::down_row;
 use super::{Fail, Outcome, ask, render};
 
+/// The control store of a sandbox that has one.
+const STORE_FOLDER: &str = "store";
 const PORTS_FROM: u16 = 17_000;
 const PORTS_STEP: u16 = 1_000;
 /// Offsets of the peer and HTTP ports from the client port.
@@ -326,6 +328,13 @@ fn node_text(up: &SandboxUp, id: u16, base: u16, secret: &str) -> String {
         base + PEER_OFFSET + id,
         base + HTTP_OFFSET + id
     );
+    if up.store.as_deref() == Some("dir") {
+        let folder = std::path::absolute(&up.dir).unwrap_or_else(|_| up.dir.clone()).join(STORE_FOLDER);
+        text.push_str(&format!("store = {}\n", quoted(&format!("dir:{}", folder.display()))));
+        if let Some(time) = up.degrade {
+            text.push_str(&format!("degrade = \"after {}ms\"\n", time.as_millis()));
+        }
+    }
     for (key, value) in [("sync", &up.sync), ("commit", &up.commit), ("commit_timeout", &up.commit_timeout)] {
         if let Some(value) = value {
             text += &format!("{key} = {}\n", quoted(value));
@@ -457,6 +466,7 @@ pub fn remove(sandbox: &Sandbox) -> Result<(), Fail> {
         fs::remove_dir_all(&folder)
             .map_err(|error| Fail::failed(format!("cannot remove {}: {error}", folder.display()), ""))?;
     }
+    let _ = fs::remove_dir_all(sandbox.dir.join(STORE_FOLDER));
     let _ = fs::remove_dir(&sandbox.dir);
     Ok(())
 }
@@ -473,6 +483,8 @@ mod tests {
             sync: Some("ANY 1 (*)".into()),
             commit: Some("remote_apply".into()),
             commit_timeout: None,
+            store: None,
+            degrade: None,
             allow_tmpfs: true,
             timeout: Duration::from_secs(1),
         }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use baton::admin::{Exit, Failover, Request, Verb, WalKeepers};
 use baton::base::Lsn;
 use baton::cluster::{ClusterStatus, NodeStatus, QueryStatus, Role, StaticRole};
-use baton::config::{Config, KEYS, Key, MEMBER_KEYS};
+use baton::config::{Config, KEYS, Key, MEMBER_KEYS, StoreChoice};
 use serde_json::json;
 
 use super::args::{self, Common};
 use super::render::{bytes, print, tree};
-use super::{Outcome, ask, place};
+use super::{Fail, Outcome, ask, place};
 
 pub fn status(common: &Common) -> Outcome {
     let config = place::node(common)?;
@@ -134,6 +134,10 @@ pub fn check_config(common: &Common, keys: bool, file: Option<PathBuf>) -> Outco
     }
     let path = file.map_or_else(|| place::config_path(common), Ok)?;
     let config = place::load(&path)?;
+    if let Some(folder) = place::missing_store_parent(&config) {
+        let message = format!("store: the folder {} does not exist", folder.display());
+        return Err(Fail::usage(message, "make the folder in which the store's folder is to be"));
+    }
     let survived = config.sync.failures_survived();
     let (cores, why) = config.cores_on(baton::node::processors());
     let value = json!({
@@ -143,6 +147,9 @@ pub fn check_config(common: &Common, keys: bool, file: Option<PathBuf>) -> Outco
     let mut text = format!("{} is good\n", path.display());
     for (key, value) in config.describe() {
         text += &format!("  {key:<18} {value}\n");
+    }
+    if config.store != StoreChoice::None {
+        text += "the store is a folder: for nodes of this machine, and it protects from nothing that takes the whole machine\n";
     }
     text += &format!(
         "each write on {} of {} voters; failover survives {survived} lost voter(s)\n",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::base::limits::{GROUP_BYTES_EAGER, LEASE, RECENT_LOG_BYTES};
 use crate::base::{CommittedLsn, Lsn, NodeId, WallMs};
-use crate::config::Config;
+use crate::config::{Config, Degrade, StoreChoice};
 use crate::io::{FileId, Op, Open, Seam};
 use crate::metrics::Metrics;
 use crate::record::Record;
@@ -423,7 +423,11 @@ impl Parts {
                 lease: LEASE,
                 traits: traits(&config),
                 voter_timeout: config.voter_timeout,
-                store: false,
+                store: config.store != StoreChoice::None,
+                degrade: match config.degrade {
+                    Degrade::Never => None,
+                    Degrade::After(time) => Some(time),
+                },
                 seed: seam.random(),
             },
             control,
@@ -445,6 +449,7 @@ impl Parts {
             role_effects: Vec::new(),
             role_waiters: BTreeMap::new(),
             role_asked: 0,
+            store_link: Default::default(),
             writes_held: false,
             acks_stopped: false,
             drain: None,

@@ -47,6 +47,7 @@ mod roots;
 mod run;
 mod stall;
 mod status;
+mod store_link;
 mod stream;
 mod streams;
 mod token;
@@ -120,6 +121,7 @@ pub struct Node<S: Seam> {
     /// Questions to the role machine from inside this process.
     role_waiters: BTreeMap<u64, Box<dyn FnOnce(CommandResult) + Send>>,
     role_asked: u64,
+    store_link: store_link::StoreLink,
     /// A switchover drains: no command that writes begins, no checkpoint is logged.
     writes_held: bool,
     /// Between `StopAcks` and the next `Follow` or `Lead`.
@@ -293,7 +295,10 @@ impl<S: Seam> Node<S> {
             Event::Written { token, result } | Event::Flushed { token, result } => {
                 self.written(token, result)
             }
-            Event::Woken => self.take_mail(),
+            Event::Woken => {
+                self.take_mail();
+                self.take_store_answers();
+            }
         }
         self.pump_role();
     }
@@ -403,6 +408,7 @@ impl<S: Seam> Node<S> {
         self.tick_at = self.now + TICK;
         self.watch_disks();
         self.tell_role(Input::Tick);
+        self.take_store_answers();
         self.pump_role();
         self.links.tick(&mut self.seam, self.now);
         self.beat();

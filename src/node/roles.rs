@@ -77,10 +77,7 @@ impl<S: Seam> Node<S> {
             Effect::HoldWrites { ticket, reason } => self.hold_writes(ticket, reason),
             Effect::ResumeWrites => self.resume_writes(),
             Effect::AppendPolicy { ticket, generation } => self.append_policy(ticket, &generation),
-            Effect::StorePolicy { ticket, .. } => {
-                // No control store is attached in this version, so none can hold it.
-                self.tell_role(Input::StoreAnswered { ticket, stored: false });
-            }
+            Effect::Store { ticket, request } => self.ask_store(ticket, request),
             Effect::Follow { leader, term } => self.follow(leader, term),
             Effect::Unfollow => self.unfollow(),
             Effect::Truncate { ticket, to } => self.truncate_log(ticket, to),

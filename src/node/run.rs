@@ -12,7 +12,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use crate::admin::{Failover, Request, Response, Verb};
 
 use crate::base::limits::{ADMIN_MAILBOX_MAX, REDO_WORKERS_DEFAULT_MAX};
-use crate::config::{Config, WalSync};
+use crate::config::{Config, StoreChoice, WalSync};
 use crate::io::uring::{Calibration, UringConfig, UringSeam, calibrate};
 use crate::io::{Seam, Waker};
 
@@ -124,6 +124,12 @@ fn start(options: RunOptions) -> Result<Started, (String, u8)> {
     let control = spawn(control_config, sender.clone(), node.seam_mut().waker())
         .map_err(|e| (format!("the admin socket cannot be opened: {e}"), 1))?;
     node.attach(receiver, control.board());
+    if let StoreChoice::Dir(folder) = &config.store {
+        let waker = node.seam_mut().waker();
+        node.attach_store(folder, waker)
+            .map_err(|e| (format!("the thread of the control store cannot be started: {e}"), 1))?;
+        tracing::info!(folder = %folder.display(), "control store: for nodes of one machine, and gone with it");
+    }
     let (before, history) = chronicle::open(&config.data)
         .map_err(|e| (format!("the thread of the history file cannot be started: {e}"), 1))?;
     node.attach_history(before, history.sink);

@@ -277,6 +277,8 @@ impl<S: Seam> Node<S> {
             k: usize::from(policy.k),
             failures_survived: live.map(|live| policy.failures_survived(live)),
             writes_survive: live.map(|live| policy.failures_until_writes_stop(live)),
+            degraded_from: policy.is_degraded().then_some(usize::from(policy.full_k)),
+            store: self.store_status(),
         }
     }
 
@@ -392,6 +394,8 @@ impl<S: Seam> Node<S> {
             receiver: self.streams.receiver.as_ref().map(|slot| self.receiver_info(slot, me.role)),
             failures_survived: policy.failures_survived,
             writes_survive: policy.writes_survive,
+            degraded_from: policy.degraded_from,
+            store: self.store_status(),
             written_lsn: self.log.wal.written().0,
             apply_delay_ms: self.config.apply_delay(self.me()).map(|delay| delay.as_millis() as u64),
             me,

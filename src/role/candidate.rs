@@ -11,7 +11,7 @@ use super::input::{
 use super::lead::Leading;
 use super::machine::{COMMAND_MAX, Fence, Phase, RoleMachine, Wish, Work};
 use super::message::{LeaderSeen, PromiseAnswer, Release, Report, RoleMessage};
-use super::policy::{Generation, PendingGeneration, Voter};
+use super::policy::{Generation, PendingGeneration};
 use super::recruit::{self, Tally, evidence_of, judge_alone, newest_term, no_quorum, nodes};
 use super::state::{Role, State};
 use crate::base::planted::{Bug, planted};
@@ -26,32 +26,39 @@ const FORWARD_MAX: Duration = Duration::from_secs(600);
 /// One attempt to lead.
 #[derive(Debug)]
 pub(super) struct Recruit {
-    op: Option<u64>,
+    pub(super) op: Option<u64>,
     /// On behalf of a standing request.
-    wish: bool,
+    pub(super) wish: bool,
     /// That request is this node's own: see [`Wish::own`].
-    own: Option<Term>,
+    pub(super) own: Option<Term>,
     /// A leader that recruits above a mere promise: its clients wait.
     keep: bool,
     /// Such a leader had to roll back in front of a better log; it goes on as a standby that recruits.
     rolled_back: bool,
     dry_run: bool,
-    alone: bool,
-    force: bool,
+    pub(super) alone: bool,
+    pub(super) force: bool,
     yielded: bool,
     /// The old primary hands over: who, and its word for it.
     handover: Option<(NodeId, u64)>,
     released: Option<Release>,
     began: Mono,
-    deadline: Mono,
+    pub(super) deadline: Mono,
     attempt: u64,
-    term: Term,
+    pub(super) term: Term,
     /// Answers of the dry round.
-    reports: BTreeMap<NodeId, Report>,
+    pub(super) reports: BTreeMap<NodeId, Report>,
     leaders: BTreeMap<NodeId, LeaderSeen>,
-    promises: BTreeMap<NodeId, Report>,
+    pub(super) promises: BTreeMap<NodeId, Report>,
     /// What the control store said last.
-    stored: Option<Stored>,
+    pub(super) stored: Option<Stored>,
+    /// The question to the control store under way.
+    pub(super) talk: Option<u64>,
+    /// The store has answered this attempt.
+    pub(super) store_read: bool,
+    /// Nothing can be lost, but too few would be left to commit: with the store's word those that are left go on by
+    /// themselves (`protocol` 4.3).
+    pub(super) shrink: bool,
     pub(super) stage: Stage,
 }
 
@@ -88,6 +95,10 @@ pub(super) enum Stage {
         source: Source,
         result: Option<Result<(), FastForwardFailure>>,
     },
+    /// The control store is asked for the term, with the log as it will be led.
+    Claim {
+        talk: u64,
+    },
     /// The history with the new term is on its way to disk.
     Start {
         image: u64,
@@ -107,7 +118,7 @@ pub(super) struct Source {
 }
 
 /// What a step of an attempt came to.
-enum Step {
+pub(super) enum Step {
     Stay,
     Moved,
     /// The attempt is over, or owned by `RoleMachine::work` again.
@@ -134,7 +145,7 @@ impl Recruit {
     }
 
     /// Everything told in both rounds; a promise is newer than a dry answer.
-    fn told(&self) -> impl Iterator<Item = (&Generation, &[PendingGeneration])> {
+    pub(super) fn told(&self) -> impl Iterator<Item = (&Generation, &[PendingGeneration])> {
         self.reports
             .values()
             .chain(self.promises.values())
@@ -142,7 +153,7 @@ impl Recruit {
             .chain(self.stored.iter().map(|stored| (&stored.policy, &stored.pending[..])))
     }
 
-    fn tallies(&self, reports: &BTreeMap<NodeId, Report>) -> Vec<Tally> {
+    pub(super) fn tallies(&self, reports: &BTreeMap<NodeId, Report>) -> Vec<Tally> {
         recruit::binding(self.told()).iter().map(|generation| recruit::tally(generation, reports)).collect()
     }
 }
@@ -206,7 +217,10 @@ impl RoleMachine {
             reports: BTreeMap::new(),
             leaders: BTreeMap::new(),
             promises: BTreeMap::new(),
-            stored: self.stored.clone(),
+            stored: self.store.value.as_ref().map(Stored::new),
+            talk: None,
+            store_read: false,
+            shrink: false,
             stage: Stage::Dry { until: now + DRY_MAX, resend: now },
         }
     }
@@ -245,15 +259,18 @@ impl RoleMachine {
     fn step(&mut self, now: Mono, log: &LogView, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
         match &mut r.stage {
             Stage::Dry { until, resend } => {
+                let (until, resend) = (*until, *resend);
+                self.read_store(now, r, out);
                 let silent = |node: &NodeId| !r.reports.contains_key(node) && !self.gone.contains(node);
                 let missing: Vec<NodeId> = self.everybody().into_iter().filter(silent).collect();
-                if missing.is_empty() || now >= *until {
+                let read = r.store_read || !self.config.store;
+                if (missing.is_empty() && read) || now >= until {
                     return self.judge(now, log, r, out);
                 }
-                if now < *resend {
+                if now < resend {
                     return Step::Stay;
                 }
-                *resend = now + RESEND_EVERY;
+                r.stage = Stage::Dry { until, resend: now + RESEND_EVERY };
                 let message = RoleMessage::Dry { attempt: r.attempt };
                 out.extend(missing.into_iter().map(|to| Effect::Send { to, message: message.clone() }));
                 Step::Stay
@@ -266,7 +283,7 @@ impl RoleMachine {
             Stage::Fence(fence) if self.fenced(fence, log) => {
                 r.promises.insert(self.control.node, self.report(log));
                 let resend = if r.handover.is_some() { now + RESEND_EVERY } else { now };
-                let max = if r.alone { self.config.lease + YIELD_WAIT_MAX } else { GATHER_MAX };
+                let max = if r.alone || r.shrink { self.config.lease + YIELD_WAIT_MAX } else { GATHER_MAX };
                 r.stage = Stage::Gather { until: now + max, resend };
                 Step::Moved
             }
@@ -295,7 +312,11 @@ impl RoleMachine {
                 let arrived = log.last_term == source.last_term || planted(Bug::ReportPromisedTerm);
                 assert!(log.end == source.end && arrived, "forwarded to the end of the best log");
                 assert_eq!(log.flushed.lsn(), log.end, "what was fast-forwarded is flushed");
-                self.start(log, r, out)
+                self.claim(log, r, out)
+            }
+            Stage::Claim { talk } => {
+                let talk = *talk;
+                self.claiming(now, log, r, talk, out)
             }
             Stage::Forward { result: Some(Err(FastForwardFailure::NotRetained)), .. } => {
                 let reason =
@@ -312,6 +333,7 @@ impl RoleMachine {
                 r.reports.clear();
                 r.leaders.clear();
                 r.promises.clear();
+                (r.talk, r.store_read, r.shrink) = (None, false, false);
                 r.stage = Stage::Dry { until: now + DRY_MAX, resend: now };
                 Step::Moved
             }
@@ -373,12 +395,17 @@ impl RoleMachine {
         if let Err(refusal) = self.promotable(log, r) {
             return self.fail(now, r, refusal, false, out);
         }
+        if self.asks_store(r) && !r.store_read {
+            let stage = "nobody is disturbed before it says what it holds";
+            return self.fail(now, r, Refusal::StoreSilent { stage }, true, out);
+        }
         let tallies = r.tallies(&r.reports);
-        if r.alone {
+        r.shrink = self.may_shrink(r, &tallies);
+        if r.alone && !r.shrink {
             if let Err(refusal) = judge_alone(r.force, &r.reports, log, &tallies) {
                 return self.fail(now, r, refusal, false, out);
             }
-        } else if let Some(short) = tallies.iter().find(|tally| !tally.enough()) {
+        } else if let Some(short) = tallies.iter().find(|tally| !tally.enough() && !r.shrink) {
             return self.fail(now, r, no_quorum(short), false, out);
         }
         if let Some((source, history)) = self.better_log(&r.reports)
@@ -386,7 +413,10 @@ impl RoleMachine {
         {
             return self.fail(now, r, refusal, false, out);
         }
-        let evidence = evidence_of("dry round", log, &r.reports, &tallies);
+        let mut evidence = evidence_of("dry round", log, &r.reports, &tallies);
+        if r.shrink {
+            evidence = evidence.with("control store", "asked for a generation of those that answer");
+        }
         if r.dry_run {
             return self.close(r, Ok(Done::Would { evidence }), out);
         }
@@ -426,7 +456,7 @@ impl RoleMachine {
     }
 
     /// May this node lead at all?
-    fn promotable(&self, log: &LogView, r: &Recruit) -> Result<(), Refusal> {
+    pub(super) fn promotable(&self, log: &LogView, r: &Recruit) -> Result<(), Refusal> {
         let refuse = |reason| Err(Refusal::NotPromotable { reason });
         if (self.control.status != DataStatus::Whole || !log.whole) && !planted(Bug::CountWipedOrBuildingNode)
         {
@@ -434,6 +464,13 @@ impl RoleMachine {
         }
         let (node, life) = (self.control.node, self.control.incarnation);
         let binding = recruit::binding(r.told());
+        let excused = self.config.store || (r.alone && r.force);
+        if !excused && binding.iter().any(|generation| generation.store) {
+            return refuse(
+                "this cluster decides through a control store and the configuration of this node names none: set \
+                 `store` as on the other nodes",
+            );
+        }
         if binding.iter().any(|generation| generation.lists(node, life)) {
             return Ok(());
         }
@@ -492,7 +529,12 @@ impl RoleMachine {
         let voters = self.unpromised(r);
         let tallies = r.tallies(&r.promises);
         let answering = voters.iter().any(|node| r.reports.contains_key(node));
-        if (tallies.iter().all(Tally::enough) && !r.alone) || (r.alone && (late || !answering)) {
+        let asked_all = late || !answering;
+        if (tallies.iter().all(Tally::enough) && !r.alone)
+            || (r.alone && !r.shrink && asked_all)
+            || (r.shrink && asked_all && tallies.iter().all(Tally::lossless))
+        {
+            r.shrink &= !tallies.iter().all(Tally::enough);
             return self.choose(now, log, r, &tallies, out);
         }
         if late {
@@ -556,7 +598,7 @@ impl RoleMachine {
         out.push(Effect::Evidence(evidence_of("recruited", log, &r.promises, tallies).with("term", r.term)));
         self.show(self.role, State::Promoting, out);
         let better = self.better_log(&r.promises).filter(|_| !planted(Bug::PromoteTheLaggard));
-        let Some((source, history)) = better else { return self.start(log, r, out) };
+        let Some((source, history)) = better else { return self.claim(log, r, out) };
         let fork = match self.fork_with(log, &history, source.end) {
             Ok(fork) => fork,
             Err(refusal) => return self.fail(now, r, refusal, false, out),
@@ -588,7 +630,7 @@ impl RoleMachine {
         out: &mut Vec<Effect>,
     ) -> Step {
         if log.end == source.end {
-            return self.start(log, r, out);
+            return self.claim(log, r, out);
         }
         let ticket = self.ticket();
         out.push(Effect::FastForward { ticket, from: source.node, term: r.term, to: source.end });
@@ -606,7 +648,7 @@ impl RoleMachine {
     }
 
     /// The term gets its place in the history before its first frame exists.
-    fn start(&mut self, log: &LogView, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
+    pub(super) fn start(&mut self, log: &LogView, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
         self.control.history.append(r.term, log.end);
         self.control.last_led = r.term;
         self.control.operation = None;
@@ -633,58 +675,6 @@ impl RoleMachine {
         }));
         r.stage = Stage::Append;
         Step::Stay
-    }
-
-    /// The generation that must start with the term: the first one, a lone survivor's, or one that gives a leader
-    /// without a vote its seat.
-    fn new_generation(&self, r: &Recruit) -> Option<Generation> {
-        let me = Voter { node: self.control.node, incarnation: self.control.incarnation };
-        let newest = self.newest();
-        let highest =
-            r.told().map(|(policy, pending)| pending.last().map_or(policy.number, |p| p.generation.number));
-        let number = highest.max().unwrap_or(0).max(newest.number) + 1;
-        let life = |member: &Voter| {
-            let told = r.promises.get(&member.node).or(r.reports.get(&member.node));
-            let incarnation = if newest.is_seed() {
-                told.map_or(Incarnation(0), |report| report.incarnation)
-            } else {
-                member.incarnation
-            };
-            if member.node == me.node { me } else { Voter { node: member.node, incarnation } }
-        };
-        let without_me = |members: &[Voter]| -> Vec<Voter> {
-            members.iter().filter(|member| member.node != me.node).map(life).collect()
-        };
-        if r.alone {
-            let mut standbys = without_me(&newest.voters);
-            standbys.extend(without_me(&newest.standbys));
-            let forced = Generation {
-                number,
-                voters: vec![me],
-                k: 0,
-                first: false,
-                forced: true,
-                standbys,
-                absent: vec![],
-            };
-            return Some(forced);
-        }
-        if newest.is_seed() && newest.lists(me.node, me.incarnation) {
-            let voters = newest.voters.iter().map(life).collect();
-            let standbys = newest.standbys.iter().map(life).collect();
-            return Some(Generation { number, voters, standbys, ..newest.clone() });
-        }
-        // One change at a time: a seat is given only while no other generation waits to be committed.
-        if newest.lists(me.node, me.incarnation) || !self.control.pending.is_empty() {
-            return None;
-        }
-        let mut voters: Vec<Voter> = newest.voters.iter().map(life).collect();
-        let absent = voters.iter().rposition(|voter| !r.promises.contains_key(&voter.node));
-        let leaves = std::mem::replace(&mut voters[absent.unwrap_or(newest.voters.len() - 1)], me);
-        let mut standbys = without_me(&newest.standbys);
-        standbys.push(leaves);
-        let absent = newest.absent.iter().copied().filter(|node| *node != me.node).collect();
-        Some(Generation { number, voters, standbys, absent, ..newest.clone() })
     }
 
     pub(super) fn term_appended(&mut self, start: Lsn, end: Lsn, out: &mut Vec<Effect>) {
@@ -727,7 +717,14 @@ impl RoleMachine {
     }
 
     /// An attempt did not work. `retry`: the same attempt may work a little later.
-    fn fail(&mut self, now: Mono, r: &mut Recruit, why: Refusal, retry: bool, out: &mut Vec<Effect>) -> Step {
+    pub(super) fn fail(
+        &mut self,
+        now: Mono,
+        r: &mut Recruit,
+        why: Refusal,
+        retry: bool,
+        out: &mut Vec<Effect>,
+    ) -> Step {
         // What others say of the leader changes within moments of its death; everything else needs more time.
         let hearsay = matches!(why, Refusal::PrimaryAlive { .. });
         let pause = if hearsay { self.rng.between(20, 60) } else { self.rng.between(200, 800) };

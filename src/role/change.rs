@@ -8,21 +8,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::control::DataStatus;
 use super::input::{CommandResult, Done, Effect, Evidence, LogView, PolicyChange, Refusal};
 use super::machine::{COMMAND_MAX, Phase, RoleMachine, Work};
 use super::message::{LeaderSeen, Report, RoleMessage};
 use super::policy::{Generation, PendingGeneration, Voter};
+use super::stored::{StoredPolicy, Talked};
 use crate::base::limits::{PENDING_MAX, SWITCHOVER_LAG_BYTES_MAX, VOTERS_MAX};
 use crate::base::planted::{Bug, planted};
 use crate::base::{Lsn, Mono, NodeId};
 
 const ASK_MAX: Duration = Duration::from_millis(600);
 const AGAIN: Duration = Duration::from_millis(150);
-/// How often a leader looks for voters that are silent, and for absent ones that are back.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long a change may take that nobody waits for.
+const OWN_MAX: Duration = Duration::from_secs(5);
 
-/// What the control store holds.
+/// What the control store holds, in the shape in which voters report the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stored {
     pub policy: Generation,
@@ -30,9 +30,9 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    pub fn new(policy: Generation, pending: Option<Generation>) -> Stored {
+    pub fn new(value: &StoredPolicy) -> Stored {
         let at = |generation| PendingGeneration { generation, start: Lsn::ZERO, end: Lsn(1) };
-        Stored { policy, pending: pending.into_iter().map(at).collect() }
+        Stored { policy: value.policy.clone(), pending: value.pending.iter().cloned().map(at).collect() }
     }
 }
 
@@ -44,6 +44,8 @@ pub(super) struct Change {
     wanted: PolicyChange,
     /// Voters that lose their vote only until they are back.
     absent: Vec<NodeId>,
+    /// The copies that are meant to be, when this change asks for fewer; see [`Generation::full_k`].
+    full_k: u8,
     deadline: Mono,
     attempt: u64,
     reports: BTreeMap<NodeId, (Report, Option<LeaderSeen>)>,
@@ -55,10 +57,10 @@ pub(super) struct Change {
 #[derive(Clone, Copy, Debug)]
 enum Stage {
     Ask { until: Mono, again: Mono },
-    StoreBefore { ticket: u64, answer: Option<bool> },
+    StoreBefore { talk: u64 },
     Append { ticket: u64 },
     Commit,
-    StoreAfter { ticket: u64, answer: Option<bool> },
+    StoreAfter { talk: u64 },
 }
 
 enum Step {
@@ -138,17 +140,17 @@ impl RoleMachine {
     }
 
     pub(super) fn change_policy(&mut self, now: Mono, op: u64, wanted: PolicyChange, out: &mut Vec<Effect>) {
-        if let Err(refusal) = self.begin_change(now, Some(op), wanted, Vec::new()) {
+        if let Err(refusal) = self.begin_change(now, Some(op), wanted, (Vec::new(), 0)) {
             out.push(Effect::Reply { op, result: Err(refusal) });
         }
     }
 
-    fn begin_change(
+    pub(super) fn begin_change(
         &mut self,
         now: Mono,
         op: Option<u64>,
         wanted: PolicyChange,
-        absent: Vec<NodeId>,
+        (absent, full_k): (Vec<NodeId>, u8),
     ) -> Result<(), Refusal> {
         let Phase::Leading(leading) = &self.phase else {
             return Err(Refusal::NotPrimary { leader: self.following().map(|(leader, _)| leader) });
@@ -157,7 +159,8 @@ impl RoleMachine {
         if !ready || self.change.is_some() || self.switch.is_some() {
             return Err(Refusal::Busy);
         }
-        if let Some(pending) = self.control.pending.last() {
+        // A generation that stands alone does not wait for one that cannot be committed any more.
+        if let Some(pending) = self.control.pending.last().filter(|_| full_k == 0) {
             return Err(Refusal::ChangePending { generation: pending.generation.number });
         }
         let found = self.newest().number;
@@ -170,7 +173,8 @@ impl RoleMachine {
             op,
             wanted,
             absent,
-            deadline: now + COMMAND_MAX,
+            full_k,
+            deadline: now + if op.is_some() { COMMAND_MAX } else { OWN_MAX },
             attempt,
             reports: BTreeMap::new(),
             next: None,
@@ -203,7 +207,7 @@ impl RoleMachine {
         if !voters.contains(&self.control.node) {
             return bad("the primary is no voter in it: switch over to one of its voters first");
         }
-        if wanted.k < policy.k && !self.config.store && !wanted.force {
+        if wanted.k < policy.k && !self.store_decides() && !wanted.force {
             return bad(
                 "it asks for fewer copies, so that a failover without this node may lose what is acknowledged from \
                  now on: without a control store that needs force",
@@ -249,21 +253,35 @@ impl RoleMachine {
                 Step::Over(Err(Refusal::Superseded { term: self.control.promised }))
             }
             Stage::Ask { until, again } => self.change_ask(now, log, c, (until, again), out),
-            Stage::StoreBefore { answer: Some(true), .. } => self.change_append(c, out),
-            Stage::StoreBefore { answer: Some(false), .. } => Step::Over(Err(Refusal::BadPolicy {
-                reason: "the control store did not take it: nothing was changed in the log",
-            })),
+            Stage::StoreBefore { talk } if now < c.deadline => {
+                let next = c.next.clone().expect("it was judged");
+                let old = self.control.policy.clone();
+                let waiting = self.control.pending.iter().map(|pending| pending.generation.clone());
+                let (policy, pending) = match planted(Bug::PublishPolicyInWrongOrder) {
+                    true => (next, vec![]),
+                    false => (old, waiting.chain([next]).collect()),
+                };
+                match self.publish(now, talk, (&policy, &pending), out) {
+                    Talked::Wait => Step::Stay,
+                    Talked::Done => self.change_append(c, out),
+                    Talked::Refused(refusal) => Step::Over(Err(refusal)),
+                }
+            }
             Stage::Commit if c.next.as_ref().is_some_and(|next| self.control.policy == *next) => {
                 if !self.config.store || planted(Bug::PublishPolicyInWrongOrder) {
                     return self.changed(c);
                 }
-                let ticket = self.ticket();
-                let policy = Box::new(self.control.policy.clone());
-                out.push(Effect::StorePolicy { ticket, policy, pending: None });
-                c.stage = Stage::StoreAfter { ticket, answer: None };
+                c.stage = Stage::StoreAfter { talk: self.store_talk() };
                 Step::Moved
             }
-            Stage::StoreAfter { answer: Some(_), .. } => self.changed(c),
+            Stage::StoreAfter { talk } if now < c.deadline => {
+                let policy = self.control.policy.clone();
+                match self.publish(now, talk, (&policy, &[]), out) {
+                    Talked::Wait => Step::Stay,
+                    // It is in force. A store that could not be told now is told by this leader's next look.
+                    Talked::Done | Talked::Refused(_) => self.changed(c),
+                }
+            }
             _ if now >= c.deadline => Step::Over(Err(Refusal::Timeout {
                 stage: match c.stage {
                     Stage::Ask { .. } => "the voters' answers; nothing was changed",
@@ -276,6 +294,19 @@ impl RoleMachine {
             })),
             _ => Step::Stay,
         }
+    }
+
+    /// One step towards a store that holds this.
+    fn publish(
+        &mut self,
+        now: Mono,
+        talk: u64,
+        word: (&Generation, &[Generation]),
+        out: &mut Vec<Effect>,
+    ) -> Talked {
+        let mut decide =
+            |machine: &RoleMachine, stands: Option<&StoredPolicy>| machine.leaders_word(now, stands, word);
+        self.store_step(now, talk, &mut decide, out)
     }
 
     fn changed(&self, c: &Change) -> Step {
@@ -326,17 +357,14 @@ impl RoleMachine {
         if !self.config.store || (!easier && !wrong) {
             return self.change_append(c, out);
         }
-        let (policy, pending) = if wrong { (next, None) } else { (old.clone(), Some(Box::new(next))) };
-        let ticket = self.ticket();
-        out.push(Effect::StorePolicy { ticket, policy: Box::new(policy), pending });
-        c.stage = Stage::StoreBefore { ticket, answer: None };
+        c.stage = Stage::StoreBefore { talk: self.store_talk() };
         Step::Moved
     }
 
     /// The generation that was asked for, or why it cannot be.
     fn judge_change(&self, now: Mono, log: &LogView, c: &Change) -> Result<Generation, Refusal> {
         let bad = |reason| Err(Refusal::BadPolicy { reason });
-        let old = &self.control.policy;
+        let old = self.newest();
         let me = Voter { node: self.control.node, incarnation: self.control.incarnation };
         let mut voters = Vec::new();
         let mut live = 0;
@@ -378,7 +406,8 @@ impl RoleMachine {
         };
         let old_live = old.voters.iter().filter(|voter| alive(voter.node)).count();
         let enough = old_live > usize::from(old.k);
-        let forced_down = c.wanted.force && k < old.k;
+        // The store keeps everybody else from being promoted past a generation that stands alone.
+        let forced_down = k < old.k && (c.wanted.force || self.store_decides());
         if !enough && !forced_down {
             return bad(
                 "too few voters of the present generation live to commit the change: bring them back",
@@ -389,10 +418,13 @@ impl RoleMachine {
         let absent = c.absent.iter().copied().filter(|n| standbys.iter().any(|s| s.node == *n)).collect();
         let number = old.number + 1;
         // A forced generation stands alone when the one before it cannot be satisfied any more.
-        let forced = !enough;
-        let next = Generation { number, voters, k, first: c.wanted.first, forced, standbys, absent };
+        let forced = !enough || !self.control.pending.is_empty();
+        let full_k = if c.full_k > k { c.full_k } else { 0 };
+        let store = self.config.store && (old.store || self.store_agrees());
+        let first = c.wanted.first;
+        let next = Generation { number, voters, k, first, forced, standbys, absent, store, full_k };
         if next.voters == old.voters
-            && (next.k, next.first) == (old.k, old.first)
+            && (next.k, next.first, next.store, next.full_k) == (old.k, old.first, old.store, old.full_k)
             && next.absent == old.absent
         {
             return bad("it is what is in force already");
@@ -423,14 +455,9 @@ impl RoleMachine {
         }
     }
 
-    pub(super) fn store_answered(&mut self, answered: u64, stored: bool) {
-        let Some(change) = &mut self.change else { return };
-        if let Stage::StoreBefore { ticket, answer } | Stage::StoreAfter { ticket, answer } =
-            &mut change.stage
-            && *ticket == answered
-        {
-            *answer = Some(stored);
-        }
+    /// True when every recruit has to ask the store: it is in the policy that all recruits learn of.
+    pub(super) fn store_decides(&self) -> bool {
+        self.config.store && self.control.policy.store
     }
 
     pub(super) fn drop_change(&mut self, why: Refusal, out: &mut Vec<Effect>) {
@@ -438,52 +465,5 @@ impl RoleMachine {
         if let Some(op) = self.change.take().and_then(|change| change.op) {
             out.push(Effect::Reply { op, result: Err(why) });
         }
-    }
-
-    /// Takes a voter out that was silent for too long, and gives one its vote back (`protocol` 4.4). One at a time.
-    pub(super) fn look_at_voters(&mut self, now: Mono) {
-        let Some(timeout) = self.config.voter_timeout.filter(|_| now >= self.voters_at) else { return };
-        let leads = matches!(&self.phase, Phase::Leading(l) if l.served && !l.held && !l.suspended);
-        if !leads || self.control.status != DataStatus::Whole {
-            return;
-        }
-        self.voters_at = now + LOOK_EVERY;
-        let me = self.control.node;
-        let policy = self.control.policy.clone();
-        let others: Vec<NodeId> = policy.voters.iter().map(|voter| voter.node).filter(|n| *n != me).collect();
-        // Silence counts from when this leader first looked.
-        others.iter().for_each(|node| {
-            self.voter_heard.entry(*node).or_insert(now);
-        });
-        let silent = |node: &NodeId| self.voter_heard.get(node).map_or(Duration::ZERO, |at| now.since(*at));
-        let live = 1 + others.iter().filter(|node| silent(node) < self.config.lease * 2).count();
-        let dead = others.iter().copied().filter(|node| silent(node) >= timeout).max_by_key(silent);
-        let back = policy.absent.iter().copied().find(|node| {
-            policy.voters.len() < VOTERS_MAX && self.lives.contains_key(node) && !self.gone.contains(node)
-        });
-        let keep = |voters: Vec<NodeId>| PolicyChange {
-            expected_generation: policy.number,
-            voters,
-            k: policy.k,
-            first: policy.first,
-            force: false,
-            dry_run: false,
-        };
-        let needed = usize::from(policy.k) + 1;
-        let mut voters: Vec<NodeId> = policy.voters.iter().map(|voter| voter.node).collect();
-        let (voters, absent) = match (dead, back) {
-            // The rest must be able to commit without it, and every change needs a commit of the old voters too.
-            (Some(dead), _) if live >= needed && policy.voters.len() > needed => {
-                voters.retain(|node| *node != dead);
-                (voters, policy.absent.iter().copied().chain([dead]).collect())
-            }
-            (_, Some(back)) => {
-                voters.push(back);
-                (voters, policy.absent.iter().copied().filter(|node| *node != back).collect::<Vec<_>>())
-            }
-            _ => return,
-        };
-        // Busy or not possible now: looked at again soon.
-        let _ = self.begin_change(now, None, keep(voters), absent);
     }
 }

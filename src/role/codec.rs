@@ -76,7 +76,11 @@ impl<'a> Reader<'a> {
         let number = self.u64()?;
         let k = self.u8()?;
         let first = self.flag()?;
-        let forced = self.flag()?;
+        let how = self.u8()?;
+        if how & 0b1100 != 0 {
+            return None;
+        }
+        let (forced, store, full_k) = (how & 1 != 0, how & 2 != 0, how >> 4);
         let voters = self.members(VOTERS_MAX)?;
         let standbys = self.members(NODES_MAX)?;
         let count = usize::from(self.u8()?);
@@ -84,7 +88,7 @@ impl<'a> Reader<'a> {
             return None;
         }
         let absent = (0..count).map(|_| self.node()).collect::<Option<Vec<_>>>()?;
-        let generation = Generation { number, voters, k, first, forced, standbys, absent };
+        let generation = Generation { number, voters, k, first, forced, standbys, absent, store, full_k };
         generation.is_sound().then_some(generation)
     }
     pub fn pending(&mut self) -> Option<Vec<PendingGeneration>> {
@@ -165,7 +169,7 @@ pub(super) trait Write {
         self.u64(v.number);
         self.u8(v.k);
         self.flag(v.first);
-        self.flag(v.forced);
+        self.u8(u8::from(v.forced) | u8::from(v.store) << 1 | v.full_k << 4);
         self.members(&v.voters);
         self.members(&v.standbys);
         self.u8(v.absent.len() as u8);

@@ -392,6 +392,8 @@ mod tests {
             forced: true,
             standbys: (10..=32).map(voter).collect(),
             absent: (10..=32).map(NodeId).collect(),
+            store: true,
+            full_k: 0,
         };
         state.pending = (0..PENDING_MAX as u64)
             .map(|i| PendingGeneration { generation: generation.clone(), start: Lsn(i), end: Lsn(i + 1) })

@@ -85,11 +85,32 @@ pub enum Input {
     /// Answer to [`Effect::AppendPolicy`]: the frame with the record is sealed. Handed in before the commit index is
     /// looked at again.
     PolicyRecorded { ticket: u64, start: Lsn, end: Lsn },
-    /// Answer to [`Effect::StorePolicy`]. `stored`: the control store holds it; otherwise the store refused.
-    StoreAnswered { ticket: u64, stored: bool },
-    /// What the control store holds: the generation in force and, during a change that makes commits easier, the
-    /// one that may follow. Recruits of this node have to satisfy what they learn here as well.
-    StoreTold { policy: Generation, pending: Option<Generation> },
+    /// Answer to [`Effect::Store`].
+    StoreAnswered { ticket: u64, answer: StoreAnswer },
+}
+
+/// A question to the control store about the cluster's policy key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreRequest {
+    Read,
+    /// Put `value` there if the key is still at revision `expect`; 0 for a key that was never written.
+    Swap {
+        expect: u64,
+        value: Vec<u8>,
+    },
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreAnswer {
+    /// This is what stands there: the answer to a read, or to a swap that lost.
+    Stands { revision: u64, value: Option<Vec<u8>> },
+    /// The swap is done.
+    Done { revision: u64 },
+    /// The store was not reached: nothing was done.
+    Silent,
+    /// The swap may or may not have been done.
+    Unknown,
 }
 
 /// Why a fast-forward did not arrive.
@@ -149,9 +170,9 @@ pub enum Effect {
     /// Seal a frame with this policy record, after everything accepted so far, then [`Input::PolicyRecorded`] before
     /// the commit index moves again.
     AppendPolicy { ticket: u64, generation: Vec<u8> },
-    /// Make the control store hold exactly this, then [`Input::StoreAnswered`]. Ordered only when
-    /// [`super::RoleConfig::store`] is set.
-    StorePolicy { ticket: u64, policy: Box<Generation>, pending: Option<Box<Generation>> },
+    /// Ask the control store, then [`Input::StoreAnswered`], or nothing when no answer comes. One process's questions
+    /// are carried out in order. Ordered only when [`super::RoleConfig::store`] is set.
+    Store { ticket: u64, request: StoreRequest },
     /// Stream from `leader` in sessions of `term`; acks and grants are allowed again.
     Follow { leader: NodeId, term: Term },
     /// Stop receiving from anybody, a fast-forward included.
@@ -273,6 +294,10 @@ pub enum Refusal {
     ChangePending { generation: u64 },
     /// This generation is impossible, or unsafe. The reason says what to do.
     BadPolicy { reason: &'static str },
+    /// The control store does not answer, and nothing of this kind is decided without it.
+    StoreSilent { stage: &'static str },
+    /// What the control store holds cannot be used.
+    StoreUnusable { reason: &'static str },
 }
 
 /// Why a node cannot take over in a switchover.
@@ -390,6 +415,12 @@ impl std::fmt::Display for Refusal {
                 write!(f, "policy generation {generation} is not committed yet: wait for it")
             }
             Refusal::BadPolicy { reason } => write!(f, "this policy cannot be: {reason}"),
+            Refusal::StoreSilent { stage } => {
+                write!(f, "the control store does not answer ({stage}): nothing is decided without it")
+            }
+            Refusal::StoreUnusable { reason } => {
+                write!(f, "the control store cannot be used: {reason}; look at its folder")
+            }
         }
     }
 }

@@ -153,7 +153,17 @@ mod tests {
         let voters = (1..=voters)
             .map(|n| Voter { node: NodeId(n), incarnation: Incarnation(u128::from(n)) })
             .collect();
-        Generation { number: 1, voters, k, first: false, forced: false, standbys: vec![], absent: vec![] }
+        Generation {
+            number: 1,
+            voters,
+            k,
+            first: false,
+            forced: false,
+            standbys: vec![],
+            absent: vec![],
+            store: false,
+            full_k: 0,
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::candidate::{Recruit, Stage};
-use super::change::{Change, Stored};
+use super::change::Change;
 use super::control::{ControlState, DataStatus};
 use super::follow::Adopt;
 use super::history::History;
@@ -20,6 +20,7 @@ use super::policy::{Generation, PendingGeneration};
 use super::promise::PromiseWork;
 use super::stall::STALLED;
 use super::state::{Repair, Role, State, allowed};
+use super::stored::StoreSeen;
 use super::switch::{Away, Prepare, Switch};
 use crate::base::limits::PEER_SILENCE_MAX;
 use crate::base::planted::{Bug, planted};
@@ -45,8 +46,10 @@ pub struct RoleConfig {
     /// A voter silent for this long is taken out of the policy while enough others live, and returned when it is back
     /// and caught up. `None`: never.
     pub voter_timeout: Option<Duration>,
-    /// A control store is attached: [`Effect::StorePolicy`] is ordered and answered.
+    /// A control store is attached: [`Effect::Store`] is ordered and answered, and every promotion asks it.
     pub store: bool,
+    /// A primary that has had too few voters for this long asks for fewer copies, through the store. `None`: never.
+    pub degrade: Option<Duration>,
     /// Seed of term ids and back-off. From the operating system in production: two nodes must never share one.
     pub seed: u64,
 }
@@ -170,8 +173,7 @@ pub struct RoleMachine {
     pub(super) change: Option<Box<Change>>,
     /// A policy record that was ordered and not yet reported.
     pub(super) recording: Option<(u64, Generation)>,
-    /// What the control store said last.
-    pub(super) stored: Option<Stored>,
+    pub(super) store: StoreSeen,
     /// When this leader last heard from each voter.
     pub(super) voter_heard: BTreeMap<NodeId, Mono>,
     /// When the voters are looked at again.
@@ -242,7 +244,7 @@ impl RoleMachine {
             handover: None,
             change: None,
             recording: None,
-            stored: None,
+            store: StoreSeen::default(),
             voter_heard: BTreeMap::new(),
             voters_at: now,
             told: None,
@@ -362,8 +364,7 @@ impl RoleMachine {
             Input::TraitsChanged { traits } => self.config.traits = traits,
             Input::WritesHeld { ticket } => self.writes_stand_still(log, ticket, out),
             Input::PolicyRecorded { ticket, start, end } => self.policy_recorded(ticket, start, end, out),
-            Input::StoreAnswered { ticket, stored } => self.store_answered(ticket, stored),
-            Input::StoreTold { policy, pending } => self.stored = Some(Stored::new(policy, pending)),
+            Input::StoreAnswered { ticket, answer } => self.store_answered(ticket, answer),
         }
     }
 
@@ -508,6 +509,7 @@ impl RoleMachine {
         if self.advance_switch(now, log, out) || self.advance_change(now, log, out) {
             return true;
         }
+        self.tend_store(now, out);
         match &self.work {
             Work::Promise(_) => self.advance_promise(now, log, out),
             Work::Adopt(_) => self.advance_adopt(now, log, out),
@@ -532,7 +534,7 @@ impl RoleMachine {
 
     fn tick(&mut self, now: Mono, out: &mut Vec<Effect>) {
         self.lead_tick(now, out);
-        self.look_at_voters(now);
+        self.look_at_voters(now, out);
         let silent = match &self.phase {
             Phase::Alone { since } => Some(*since),
             Phase::Following(following) => {

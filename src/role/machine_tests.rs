@@ -22,7 +22,17 @@ fn life(node: u16) -> Incarnation {
 
 fn generation(voters: &[u16], k: u8) -> Generation {
     let voters = voters.iter().map(|n| Voter { node: NodeId(*n), incarnation: life(*n) }).collect();
-    Generation { number: 1, voters, k, first: false, forced: false, standbys: vec![], absent: vec![] }
+    Generation {
+        number: 1,
+        voters,
+        k,
+        first: false,
+        forced: false,
+        standbys: vec![],
+        absent: vec![],
+        store: false,
+        full_k: 0,
+    }
 }
 
 fn history(entries: &[(u64, u64)]) -> History {
@@ -62,6 +72,7 @@ impl Bench {
             traits: Default::default(),
             voter_timeout: None,
             store: false,
+            degrade: None,
             seed: 3,
         };
         let log = LogView {

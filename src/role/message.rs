@@ -462,6 +462,8 @@ mod tests {
             forced: false,
             standbys: (10..=32).map(voter).collect(),
             absent: (10..=32).map(NodeId).collect(),
+            store: true,
+            full_k: 0,
         };
         let mut history = History::new();
         (0..256).for_each(|i| history.append(term(i + 1), Lsn(i)));

@@ -25,6 +25,7 @@
 
 mod candidate;
 mod change;
+mod claim;
 mod codec;
 pub mod control;
 mod data;
@@ -41,19 +42,22 @@ pub mod recruit;
 mod session;
 mod stall;
 pub mod state;
+mod stored;
 mod switch;
+mod voters;
 
 pub use control::{ControlCopy, ControlError, ControlState, DataStatus};
 pub use history::History;
 pub use input::{
     Command, CommandResult, Done, Effect, Evidence, FastForwardFailure, Input, LogView, PolicyChange,
-    Refusal, TermStart, Unfit,
+    Refusal, StoreAnswer, StoreRequest, TermStart, Unfit,
 };
 pub use lease::{Grants, LeaderLease};
 pub use machine::{RoleConfig, RoleMachine, Traits, Verdict};
 pub use message::{LeaderSeen, PromiseAnswer, Report, RoleMessage};
 pub use policy::{CommitRule, Generation, PendingGeneration, SyncPolicy, Voter};
 pub use state::{Repair, Role, State};
+pub use stored::{StoreView, StoredPolicy};
 pub use switch::SwitchView;
 
 #[cfg(test)]

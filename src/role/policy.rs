@@ -36,6 +36,11 @@ pub struct Generation {
     /// Those of the standbys that lost their vote because they were silent for too long. They get it back by
     /// themselves.
     pub absent: Vec<NodeId>,
+    /// The control store is told of every change and grants every promotion: nobody leads without asking it.
+    pub store: bool,
+    /// Degraded: fewer copies are asked for than the cluster is meant to have, and this is how many it is meant to have
+    /// besides the leader's. 0: nothing was lowered.
+    pub full_k: u8,
 }
 
 /// A generation whose record is in the log but not known to be committed.
@@ -94,7 +99,17 @@ impl Generation {
         let unbound = |node: NodeId| Voter { node, incarnation: Incarnation(0) };
         let standbys = all.iter().copied().filter(|node| !voters.contains(node)).map(unbound).collect();
         let voters = voters.into_iter().map(unbound).collect();
-        let generation = Generation { number: 0, voters, k, first, forced: false, standbys, absent: vec![] };
+        let generation = Generation {
+            number: 0,
+            voters,
+            k,
+            first,
+            forced: false,
+            standbys,
+            absent: vec![],
+            store: false,
+            full_k: 0,
+        };
         if generation.is_sound() { Ok(generation) } else { Err(SyncError(K_TOO_LARGE)) }
     }
 
@@ -108,8 +123,14 @@ impl Generation {
             && count <= NODES_MAX
             && (1..=VOTERS_MAX).contains(&self.voters.len())
             && usize::from(self.k) < self.voters.len()
+            && (self.full_k == 0 || (self.full_k > self.k && usize::from(self.full_k) < VOTERS_MAX))
             && self.absent.len() <= self.standbys.len()
             && self.absent.iter().all(|node| self.standbys.iter().any(|standby| standby.node == *node))
+    }
+
+    /// Fewer copies are asked for than the cluster is meant to have.
+    pub fn is_degraded(&self) -> bool {
+        self.full_k > 0
     }
 
     /// Voters, then standbys.
@@ -271,7 +292,17 @@ mod tests {
             .into_iter()
             .map(|node| Voter { node, incarnation: Incarnation(u128::from(node.0)) })
             .collect();
-        Generation { number: 1, voters, k, first: false, forced: false, standbys: vec![], absent: vec![] }
+        Generation {
+            number: 1,
+            voters,
+            k,
+            first: false,
+            forced: false,
+            standbys: vec![],
+            absent: vec![],
+            store: false,
+            full_k: 0,
+        }
     }
 
     fn at(node: u16, lsn: u64) -> (NodeId, Incarnation, FlushedLsn) {
@@ -380,11 +411,12 @@ mod tests {
         }
 
         #[test]
-        fn a_generation_survives_its_bytes(voters in 1u16..=9, k in 0u8..9, first: bool, forced: bool, extra in 0u16..8) {
+        fn a_generation_survives_its_bytes(voters in 1u16..=9, k in 0u8..9, first: bool, forced: bool, store: bool, degraded: bool, extra in 0u16..8) {
             prop_assume!(u16::from(k) < voters);
             let standbys = (0..extra).map(|i| Voter { node: NodeId(20 + i), incarnation: Incarnation(7) }).collect();
             let absent = (0..extra / 2).map(|i| NodeId(20 + i)).collect();
-            let g = Generation { first, forced, standbys, absent, ..bound(voters, k) };
+            let full_k = if degraded && k < 8 { k + 1 } else { 0 };
+            let g = Generation { first, forced, store, full_k, standbys, absent, ..bound(voters, k) };
             let mut bytes = Vec::new();
             g.encode(&mut bytes);
             prop_assert_eq!(Generation::decode(&bytes), Some(g));

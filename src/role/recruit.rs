@@ -163,7 +163,17 @@ mod tests {
             .iter()
             .map(|n| Voter { node: NodeId(*n), incarnation: Incarnation(u128::from(*n)) })
             .collect();
-        Generation { number, voters, k, first: false, forced: false, standbys: vec![], absent: vec![] }
+        Generation {
+            number,
+            voters,
+            k,
+            first: false,
+            forced: false,
+            standbys: vec![],
+            absent: vec![],
+            store: false,
+            full_k: 0,
+        }
     }
 
     fn report(node: u16, last_term: u64, end: u64) -> (NodeId, Report) {

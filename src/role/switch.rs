@@ -257,14 +257,18 @@ impl RoleMachine {
             stage: Stage::Ask { until: now + ASK_MAX.min(timeout), again: now },
         });
         let ready = matches!(&self.phase, Phase::Leading(l) if l.served && !l.held && !l.suspended);
-        let refusal =
-            if self.switch.is_some() || self.change.is_some() || !ready || !matches!(self.work, Work::None) {
-                Some(Refusal::Busy)
-            } else if let Some(pending) = self.control.pending.last() {
-                Some(Refusal::ChangePending { generation: pending.generation.number })
-            } else {
-                to.and_then(|node| self.unfit(node).map(|reason| Refusal::TargetUnfit { node, reason }))
-            };
+        let silent = self.store_view().is_some_and(|store| !store.reachable);
+        let refusal = if silent {
+            let stage = "the next primary could not be granted its term; writes go on here";
+            Some(Refusal::StoreSilent { stage })
+        } else if self.switch.is_some() || self.change.is_some() || !ready || !matches!(self.work, Work::None)
+        {
+            Some(Refusal::Busy)
+        } else if let Some(pending) = self.control.pending.last() {
+            Some(Refusal::ChangePending { generation: pending.generation.number })
+        } else {
+            to.and_then(|node| self.unfit(node).map(|reason| Refusal::TargetUnfit { node, reason }))
+        };
         match refusal {
             Some(refusal) => self.close_switch(switch, Err(refusal), out),
             None => self.switch = Some(switch),

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use baton::admin::{Request, Response, Verb};
 use baton::base::{ClusterId, Mono};
-use baton::config::{Config, parse};
+use baton::config::{Config, Degrade, StoreChoice, parse};
 use baton::io::sim::{Due, HostId, SimConfig, SimSeam, World};
 use baton::io::{ConnId, Event, Op, Outgoing, Seam};
 use baton::node::{BootError, BootOptions, InitOptions, Node, StartRole, Turn, init_on};
 use baton::resp::{ReplyLimits, ReplyParser};
 use serde_json::Value;
 
+use super::store::SimStore;
 use super::watch;
 
 pub const CLIENT_PORT: u16 = 7379;
@@ -43,6 +44,7 @@ pub struct Cluster {
     /// Nodes whose process ended, by itself or by force, since somebody looked.
     pub ended: Vec<u16>,
     next_op: u64,
+    pub store: SimStore,
 }
 
 pub fn ip(node: u16) -> IpAddr {
@@ -53,8 +55,16 @@ pub fn client_addr(node: u16) -> SocketAddr {
     SocketAddr::new(ip(node), CLIENT_PORT)
 }
 
+/// In front of further settings: with a control store, and degrading through it.
+pub const STORED: &str = "#stored\n";
+
 /// The configuration of one of `nodes` nodes. Small segments, so that runs cross many of them.
 pub fn config_of(node: u16, nodes: u16, extra: &str) -> Config {
+    // A store folder would not reach from one simulated machine to the next: the harness plays the store.
+    let (stored, extra) = match extra.strip_prefix(STORED) {
+        Some(rest) => (true, rest),
+        None => (false, extra),
+    };
     let mut text = format!(
         "cluster = \"sim\"\nnode = {node}\ndata = \"/data\"\nclient_listen = \"{}:{CLIENT_PORT}\"\n\
          peer_listen = \"{}:{PEER_PORT}\"\npeer_secret = \"simulated cluster secret\"\nclient_password = \"sim\"\nmemory = \"64MiB\"\n\
@@ -70,7 +80,13 @@ pub fn config_of(node: u16, nodes: u16, extra: &str) -> Config {
             ip(member)
         ));
     }
-    parse(&text, Path::new("/data")).unwrap_or_else(|mistakes| panic!("{mistakes:?}\n{text}"))
+    let mut config =
+        parse(&text, Path::new("/data")).unwrap_or_else(|mistakes| panic!("{mistakes:?}\n{text}"));
+    if stored {
+        config.store = StoreChoice::Dir("/store".into());
+        config.degrade = Degrade::After(Duration::from_secs(2));
+    }
+    config
 }
 
 impl Cluster {
@@ -99,6 +115,7 @@ impl Cluster {
             problems: Vec::new(),
             ended: Vec::new(),
             next_op: 0,
+            store: SimStore::new(seed),
         };
         for node in 1..=nodes {
             let role = (node == 1).then_some(StartRole::Primary);
@@ -109,6 +126,7 @@ impl Cluster {
 
     pub fn start(&mut self, node: u16, role: Option<StartRole>) {
         let machine = &mut self.machines[usize::from(node) - 1];
+        self.store.forget(node);
         machine.node = None;
         machine.start_at = None;
         machine.exit = None;
@@ -212,8 +230,13 @@ impl Cluster {
         let host = machine.host;
         let Some(node) = &mut machine.node else { return };
         let _told = watch::node(number, self.world.now());
+        self.store.serve(self.world.now(), number, node);
         match node.turn() {
-            Turn::Until(deadline) => self.world.wake_at(host, Some(deadline)),
+            Turn::Until(deadline) => {
+                let soon =
+                    self.store.due(number).map(|at| self.world.local_now(host) + at.since(self.world.now()));
+                self.world.wake_at(host, Some(soon.map_or(deadline, |at| at.min(deadline))));
+            }
             Turn::Exit(code) => {
                 machine.exit = Some(code);
                 machine.node = None;

@@ -9,6 +9,7 @@ mod operator;
 mod planted;
 mod run;
 mod seeds;
+mod store;
 mod storm;
 mod switchover;
 mod watch;

@@ -30,7 +30,7 @@ fn weather(bug: Bug) -> Option<Weather> {
         Bug::TreatHoleAsEndOfLog => Weather::DamagedLog,
         Bug::AckBeforeFlush | Bug::AppendOverStaleFrames => Weather::TornTails,
         Bug::ExpiryByLocalClock => Weather::Expiry,
-        // A generation changes at run time only by force; the order of record and store cannot go wrong yet.
+        // Found by the miniature cluster of `role`; no weather here orders changes of the policy.
         Bug::PublishPolicyInWrongOrder => return None,
     };
     Some(weather)

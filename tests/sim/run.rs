@@ -8,7 +8,7 @@ use baton::io::sim::{Fault, FaultPlan, SimConfig, Span, Stats, SwarmConfig, Worl
 use serde_json::Value;
 
 use super::clients::{ClientHost, Job, KEYS, PAIR, REGISTERS, Shared, key_name};
-use super::cluster::{Cluster, ip};
+use super::cluster::{Cluster, STORED, ip};
 use super::history::{Kind, Outcome};
 use super::logs::{Change, Logs, Order, stale_beyond};
 use super::operator::Operator;
@@ -166,8 +166,15 @@ impl Run {
         sim.disk.stalled_now = Duration::from_millis(500);
         // Stalls last up to three seconds: some runs notice nearly all of them, others none.
         let patience = ["200ms", "700ms", "5s"][(seed % 3) as usize];
-        let lines = format!("commit_timeout = \"2s\"\nstall_timeout = \"{patience}\"");
-        let cluster = Cluster::new(seed, shape.nodes, sim, &lines);
+        // A share of the seeds decides through a control store that is slow, out, or keeps its answers now and then.
+        let stored = weather == Weather::Swarm && (seed / 3) % 3 == 1;
+        let store = if stored { STORED } else { "" };
+        let lines = format!(
+            "{store}commit_timeout = \"2s\"
+stall_timeout = \"{patience}\""
+        );
+        let mut cluster = Cluster::new(seed, shape.nodes, sim, &lines);
+        cluster.store.flaky = stored;
         let world = cluster.world.clone();
         let mut hosts = Vec::new();
         for h in 0..2 {

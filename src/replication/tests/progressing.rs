@@ -26,6 +26,8 @@ fn generation(number: u64, nodes: &[u16], k: u8) -> Generation {
         forced: false,
         standbys: Vec::new(),
         absent: Vec::new(),
+        store: false,
+        full_k: 0,
     }
 }
 

@@ -5,6 +5,7 @@ mod faults;
 mod net;
 mod oracle;
 mod policies;
+mod store_stories;
 mod stories;
 mod switchovers;
 mod tests;
@@ -14,10 +15,11 @@ use std::time::Duration;
 
 use crate::base::{ClusterId, CommittedLsn, FlushedLsn, Incarnation, Lsn, Mono, NodeId, Prng, Term};
 use crate::role::control::{self, ControlCopy, ControlState, DataStatus};
-use crate::role::input::{Command, CommandResult, Effect, Input, LogView};
+use crate::role::input::{Command, CommandResult, Effect, Input, LogView, StoreAnswer, StoreRequest};
 use crate::role::machine::{RoleConfig, RoleMachine, Traits};
 use crate::role::policy::{Generation, SyncPolicy};
 use crate::role::state::{Role, State};
+use crate::role::stored::StoredPolicy;
 
 /// What a node shows.
 type Shown = (Role, State);
@@ -101,11 +103,18 @@ enum Event {
         run: u64,
         stalled: bool,
     },
+    /// A question reaches the store.
     Store {
         node: usize,
         run: u64,
         ticket: u64,
-        policy: Box<(Generation, Option<Generation>)>,
+        request: StoreRequest,
+    },
+    StoreSays {
+        node: usize,
+        run: u64,
+        ticket: u64,
+        answer: StoreAnswer,
     },
 }
 
@@ -155,7 +164,7 @@ struct Plan {
     pub late: bool,
     /// Operators change the policy, and silent voters lose their vote for a while.
     pub changes: bool,
-    /// A control store is told of the policy, and recruits read it.
+    /// A control store grants promotions and changes of the policy; primaries degrade through it.
     pub store: bool,
     pub fault_ms: u64,
 }
@@ -180,7 +189,10 @@ struct World {
     pub in_doubt: usize,
     /// Shown moves that were made.
     pub moves: BTreeSet<(Shown, Shown)>,
-    pub store: Option<(Generation, Option<Generation>)>,
+    /// What the control store holds, and at which revision.
+    pub store: (u64, Option<Vec<u8>>),
+    /// The store answers nobody.
+    pub store_down: bool,
     /// Commands not answered yet: where, in which run, since when.
     asked: BTreeMap<u64, (usize, u64, Mono)>,
     committed: Vec<(Term, u64)>,
@@ -246,7 +258,8 @@ impl World {
             traits: BTreeMap::new(),
             in_doubt: 0,
             moves: BTreeSet::new(),
-            store: None,
+            store: (0, None),
+            store_down: false,
             asked: BTreeMap::new(),
             committed: Vec::new(),
             committed_in: Vec::new(),
@@ -365,8 +378,10 @@ impl World {
                 let pause = self.rng.between(50, self.plan.fault_ms);
                 self.at(pause, Event::Fault);
             }
-            Event::Store { node, run, ticket, policy } if alive(self, node, run) => {
-                self.store_policy(node, ticket, *policy);
+            // The question may arrive after its process is gone.
+            Event::Store { node, run, ticket, request } => self.store_asked(node, run, ticket, request),
+            Event::StoreSays { node, run, ticket, answer } if alive(self, node, run) => {
+                self.input(node, Input::StoreAnswered { ticket, answer });
             }
             Event::Restart { node } if self.nodes[node].machine.is_none() => self.start(node),
             _ => {}
@@ -490,10 +505,7 @@ impl World {
             Effect::AppendPolicy { ticket, generation } => {
                 return Some(self.append_policy(node, ticket, &generation));
             }
-            Effect::StorePolicy { ticket, policy, pending } => {
-                let policy = Box::new((*policy, pending.map(|pending| *pending)));
-                self.soon(Event::Store { node, run, ticket, policy });
-            }
+            Effect::Store { ticket, request } => self.soon(Event::Store { node, run, ticket, request }),
         }
         None
     }
@@ -524,27 +536,33 @@ impl World {
         Input::PolicyRecorded { ticket, start, end: Lsn(start.0 + 1) }
     }
 
-    /// The control store takes a policy unless it holds a newer one; sometimes the answer is lost.
-    fn store_policy(&mut self, node: usize, ticket: u64, policy: (Generation, Option<Generation>)) {
-        let newer = self.store.as_ref().is_some_and(|(held, _)| held.number > policy.0.number);
+    /// The control store: one key, in one order for everybody. It is out now and then, answers get lost, and of some
+    /// swaps nobody learns what came of them.
+    fn store_asked(&mut self, node: usize, run: u64, ticket: u64, request: StoreRequest) {
         let flaky = !self.calm;
-        let refused = newer || (flaky && self.rng.chance(0.05));
-        let stored = !refused;
-        if stored {
-            self.store = Some(policy);
-        }
-        if !(flaky && self.rng.chance(0.05)) {
-            self.input(node, Input::StoreAnswered { ticket, stored });
+        let swap = matches!(request, StoreRequest::Swap { .. });
+        let unknown = swap && flaky && self.rng.chance(0.1);
+        let answer = if self.store_down || (flaky && self.rng.chance(0.1)) {
+            StoreAnswer::Silent
+        } else if unknown && self.rng.chance(0.5) {
+            StoreAnswer::Unknown
+        } else {
+            match request {
+                StoreRequest::Swap { expect, value } if expect == self.store.0 => {
+                    self.store = (expect + 1, Some(value));
+                    StoreAnswer::Done { revision: expect + 1 }
+                }
+                _ => StoreAnswer::Stands { revision: self.store.0, value: self.store.1.clone() },
+            }
+        };
+        let answer = if unknown { StoreAnswer::Unknown } else { answer };
+        if !(flaky && self.rng.chance(0.03)) {
+            self.soon(Event::StoreSays { node, run, ticket, answer });
         }
     }
 
-    /// A node reads the store before it may recruit.
-    fn tell_store(&mut self, node: usize) {
-        if let Some((policy, pending)) = self.store.clone()
-            && self.nodes[node].machine.is_some()
-        {
-            self.input(node, Input::StoreTold { policy, pending });
-        }
+    pub fn stored(&self) -> Option<StoredPolicy> {
+        self.store.1.as_deref().map(|bytes| StoredPolicy::decode(bytes).expect("only machines write there"))
     }
 
     fn append(&mut self, node: usize, term: Term, policy: Option<(Generation, Lsn)>) {
@@ -603,7 +621,6 @@ impl World {
         self.next_op += 1;
         let op = self.next_op;
         self.asked.insert(op, (node, self.nodes[node].run, self.now));
-        self.tell_store(node);
         self.input(node, Input::Command { op, command });
         op
     }
@@ -634,6 +651,7 @@ impl World {
             traits: self.traits.clone(),
             voter_timeout: self.plan.changes.then_some(Duration::from_millis(1800)),
             store: self.plan.store,
+            degrade: self.plan.store.then_some(Duration::from_millis(2500)),
             seed,
         };
         let machine = RoleMachine::new(config, chosen.state, self.now);
@@ -652,7 +670,6 @@ impl World {
         }
         self.at(0, Event::Tick { node, run });
         self.at(0, Event::Heartbeat { node, run });
-        self.tell_store(node);
         for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
             self.soon(Event::PeerUp { node, peer });
             self.soon(Event::PeerUp { node: peer, peer: node });

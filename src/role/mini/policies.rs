@@ -63,8 +63,8 @@ fn an_operator_changes_voters_and_copies() {
         assert!(matches!(result, Ok(Done::PolicyChanged { generation: 3, .. })), "{result:?}");
         assert_eq!(voters(&world, 4), [4, 1, 2, 3]);
         if store {
-            let (held, pending) = world.store.as_ref().expect("the store was told");
-            assert_eq!((held.number, pending.is_some()), (3, false));
+            let held = world.stored().expect("the store was told");
+            assert_eq!((held.policy.number, held.pending.len()), (3, 0));
         }
     }
 }
