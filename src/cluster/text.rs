@@ -143,6 +143,7 @@ impl QueryStatus {
         field(out, "committed_location", lsn(self.me.committed_lsn))?;
         field(out, "replay_location", lsn(self.me.applied_lsn))?;
         field(out, "failover_spare", spare_in_words(self.failures_survived, self.writes_survive))?;
+        field(out, "log_format", self.format.in_words())?;
         if let Some(delay) = self.apply_delay_ms {
             field(out, "apply_delay", format!("{delay} ms"))?;
         }
@@ -310,6 +311,7 @@ mod tests {
             written_lsn: 4096,
             apply_delay_ms: None,
             pages: Default::default(),
+            format: super::super::query::FormatStatus { written: 1, speaks_oldest: 1, speaks_newest: 2 },
         };
         let text = query.text();
         assert!(text.starts_with(" HA state:\n        local_role                     : Primary\n"), "{text}");
@@ -318,6 +320,12 @@ mod tests {
         assert!(text.contains("        sender_pid                     : 77\n"), "{text}");
         assert!(text.contains("        sync_percent                   : 100%\n"), "{text}");
         assert!(text.contains(": 1 more voter may be lost, no write is lost and writes go on\n"), "{text}");
+        assert!(
+            text.contains(
+                ": 1 (this build also speaks 2: `baton cluster finalize-upgrade` when all members do)"
+            ),
+            "{text}"
+        );
         assert!(text.ends_with(" Receiver info:\nNo information\n"), "{text}");
     }
 }

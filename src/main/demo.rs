@@ -113,6 +113,7 @@ pub fn demo(common: &Common, verb: &Demo) -> Outcome {
         sync: None,
         commit: Some(verb.commit.clone()),
         commit_timeout: None,
+        upstream: Vec::new(),
         allow_tmpfs: verb.allow_tmpfs,
         timeout: PATIENCE,
     };

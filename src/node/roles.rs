@@ -116,6 +116,7 @@ impl<S: Seam> Node<S> {
         if let Some(slot) = &mut self.streams.receiver {
             slot.receiver.stop_acks();
         }
+        self.end_streams_below();
     }
 
     /// Reports the drain as done once every write in flight is flushed.
@@ -129,6 +130,7 @@ impl<S: Seam> Node<S> {
     /// Seals the first frame of a term: the term-start record, and the policy record if there is one.
     fn append_term_start(&mut self, start: &TermStart) {
         assert_eq!(self.log.wal.end().end, start.previous_end, "a term starts at the end of the log");
+        self.log.wal.write_format(self.role.control().format);
         // What was executed and never sealed belongs to no term.
         self.discard_open_group();
         let writer = self.log.wal.writer();

@@ -350,6 +350,12 @@ impl RoleMachine {
                 }
                 self.persist(out);
             }
+            Input::FormatWanted { version } => {
+                if version > self.control.format {
+                    self.control.format = version;
+                    self.persist(out);
+                }
+            }
             Input::LogFailed => self.fail_log(out),
             Input::WritesHeld { ticket } => self.writes_stand_still(log, ticket, out),
             Input::PolicyRecorded { ticket, start, end } => self.policy_recorded(ticket, start, end, out),

@@ -1,5 +1,6 @@
 //! The cluster simulator: real nodes, simulated world.
 
+mod cascade;
 mod clients;
 mod cluster;
 mod decay;
@@ -11,6 +12,7 @@ mod run;
 mod seeds;
 mod storm;
 mod switchover;
+mod upgrade;
 mod watch;
 
 use std::time::Duration;
