@@ -54,6 +54,11 @@ impl<S: Seam> Node<S> {
             self.streams.leader_lag.age(self.streams.upstream_tip.max(slot.receiver.matched()), self.now);
         let signs = Signs { heard: self.streams.leader_heard, behind };
         let (configured, members) = (self.configured_upstream(), self.candidates());
+        if self.streams.asked_as_cascade != configured.is_some() {
+            // Acknowledgements of a stream that was asked for as a cascaded standby never count, and a voter's must.
+            self.streams.parent.begin_anew();
+            return self.leave_upstream("this node has become a voter, or is none any more");
+        }
         if let Some(why) = self.streams.parent.leave(self.now, leader, configured, &members, &signs) {
             self.leave_upstream(&format!("{why:?}"));
         }

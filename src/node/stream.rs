@@ -458,7 +458,9 @@ impl<S: Seam> Node<S> {
         }
         let Some(upstream) = self.choose_upstream(leader) else { return };
         let Some(conn) = self.links.dialed_to(upstream) else { return };
-        let request = self.position().request(self.configured_upstream().is_some());
+        let cascade = self.configured_upstream().is_some();
+        self.streams.asked_as_cascade = cascade;
+        let request = self.position().request(cascade);
         self.streams.requested = Some((upstream, conn, self.now));
         self.links.send_in(&mut self.seam, conn, self.now, term, &Message::StreamRequest(request));
     }

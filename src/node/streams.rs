@@ -66,6 +66,8 @@ pub struct Streams {
     pub serial: u64,
     /// A request is out to this node on this link since then.
     pub requested: Option<(NodeId, ConnId, Mono)>,
+    /// The newest request said that this node is a cascaded standby.
+    pub asked_as_cascade: bool,
     /// No request before this moment: the last one was refused.
     pub request_after: Mono,
     /// Why the last request was refused.
@@ -96,6 +98,7 @@ impl Streams {
             beat_seen: 0,
             serial: 0,
             requested: None,
+            asked_as_cascade: false,
             request_after: Mono(0),
             refused: None,
             fetch: None,
