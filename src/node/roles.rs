@@ -68,6 +68,7 @@ impl<S: Seam> Node<S> {
             }
             Effect::HoldClients { reason } => {
                 tracing::info!(reason, "clients are held");
+                self.seal_executed();
                 // What is committed already is answered: nothing about it is in doubt.
                 self.open_gates(false);
                 self.serving = false;
@@ -131,7 +132,10 @@ impl<S: Seam> Node<S> {
     fn append_term_start(&mut self, start: &TermStart) {
         assert_eq!(self.log.wal.end().end, start.previous_end, "a term starts at the end of the log");
         self.log.wal.write_format(self.role.control().format);
-        // What was executed and never sealed belongs to no term.
+        // A leader that recruits again holds replies that its next commit lets go: all that they speak of stands in the
+        // log. What anybody else executed and never sealed belongs to no term.
+        let placed = !self.executed || self.log.wal.writer().is_empty() || self.exit.is_some();
+        assert!(placed, "what a leader executed has its place in the log before the next term");
         self.discard_open_group();
         let writer = self.log.wal.writer();
         writer.push(Record::TermStart {
@@ -184,6 +188,15 @@ impl<S: Seam> Node<S> {
         if let Some(term) = self.role.leading()
             && !self.log.wal.writer().is_empty()
         {
+            self.seal_group(term);
+        }
+    }
+
+    /// Clients are held, perhaps for good: what was executed for them goes into the log while its term still stands.
+    /// The role machine drains the log before it reports or starts anything.
+    fn seal_executed(&mut self) {
+        if self.executed && !self.log.wal.writer().is_empty() && self.log.wal.failed().is_none() {
+            let term = self.log.wal.end().last_term;
             self.seal_group(term);
         }
     }

@@ -178,7 +178,8 @@ fn believed(rule: &CommitRule, node: NodeId, incarnation: Incarnation) -> Incarn
     if !planted(Bug::CountWipedOrBuildingNode) {
         return incarnation;
     }
-    let voters = rule.generations.iter().flat_map(|generation| &generation.voters);
+    // The newest generation knows it: the seed names no incarnation, and takes any.
+    let voters = rule.generations.iter().rev().flat_map(|generation| &generation.voters);
     voters.filter(|voter| voter.node == node).map(|voter| voter.incarnation).next().unwrap_or(incarnation)
 }
 

@@ -372,8 +372,9 @@ impl RoleMachine {
         }
         let recent = self.config.lease * 2;
         let alive = |node: NodeId| {
-            let heard = self.voter_heard.get(&node).is_some_and(|at| now.since(*at) < recent);
-            node == me.node || heard
+            // Nobody was heard of yet in the first moments of a term: its start was committed by enough of them.
+            let heard = self.voter_heard.get(&node).map(|at| now.since(*at) < recent);
+            node == me.node || heard.unwrap_or(!self.gone.contains(&node))
         };
         let old_live = old.voters.iter().filter(|voter| alive(voter.node)).count();
         let enough = old_live > usize::from(old.k);

@@ -133,6 +133,18 @@ fn standbys_with_holes_under_the_leaders_mark_are_whole() {
     }
 }
 
+/// Seeds that found something once.
+#[test]
+fn seeds_that_failed_before_hold() {
+    watch::begin();
+    // A leader that recruited again gave the commit of its new term for an answer to writes that it had thrown away.
+    for seed in [910_187] {
+        if let Err(failure) = seeds::run_seed(seed) {
+            panic!("{}", failure.text());
+        }
+    }
+}
+
 #[test]
 fn a_seed_replays_to_the_same_trace() {
     watch::begin();

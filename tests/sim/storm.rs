@@ -23,13 +23,16 @@ pub struct Storm {
     pub wiped: Option<u16>,
     /// Now is the moment to look at every log.
     pub look: bool,
+    /// Strikes follow a script for now.
+    plot: bool,
     scene: Scene,
 }
 
 impl Storm {
-    pub fn new(weather: Weather, rng: Prng) -> Storm {
+    pub fn new(weather: Weather, mut rng: Prng) -> Storm {
         let at = if weather == Weather::Swarm { Mono(u64::MAX) } else { Mono(300_000_000) };
-        Storm { weather, rng, at, wiped: None, look: false, scene: Scene::default() }
+        let plot = weather == Weather::Wipes && rng.chance(0.8);
+        Storm { weather, rng, at, wiped: None, look: false, plot, scene: Scene::default() }
     }
 
     fn node(&mut self, cluster: &Cluster) -> u16 {
@@ -39,6 +42,7 @@ impl Storm {
     pub fn strike(&mut self, cluster: &mut Cluster, shared: &mut Shared, logs: &mut Logs) {
         let pause = match self.weather {
             Weather::Swarm => return,
+            Weather::Wipes if self.plot => self.wiped_voter(cluster, logs),
             Weather::Wipes => self.wipe(cluster, logs),
             Weather::PowerCuts => self.power_cut(cluster),
             Weather::TornTails => self.tear_tail(cluster),
@@ -68,19 +72,7 @@ impl Storm {
                 if primary.is_none() || primary == Some(node) {
                     return 100;
                 }
-                cluster.kill(node);
-                let machine = &mut cluster.machines[usize::from(node) - 1];
-                cluster.world.restore_disk(machine.host, &DiskImage::default());
-                logs.forget(node);
-                let mut seam = cluster.world.seam(machine.host);
-                let options =
-                    InitOptions { config: machine.config.clone(), cluster_id: Some(ClusterId(0xC1)) };
-                if init_on(&mut seam, options).is_ok() {
-                    self.wiped = Some(node);
-                }
-                drop(seam);
-                cluster.world.kill(cluster.machines[usize::from(node) - 1].host);
-                cluster.start(node, None);
+                self.replace_disk(cluster, logs, node);
                 self.rng.between(0, 60)
             }
             Some(wiped) => {
@@ -101,6 +93,22 @@ impl Storm {
                 self.rng.between(500, 2_500)
             }
         }
+    }
+
+    /// A node's disk is empty from one moment to the next, and made anew under the same number.
+    fn replace_disk(&mut self, cluster: &mut Cluster, logs: &mut Logs, node: u16) {
+        cluster.kill(node);
+        let machine = &mut cluster.machines[usize::from(node) - 1];
+        cluster.world.restore_disk(machine.host, &DiskImage::default());
+        logs.forget(node);
+        let mut seam = cluster.world.seam(machine.host);
+        let options = InitOptions { config: machine.config.clone(), cluster_id: Some(ClusterId(0xC1)) };
+        if init_on(&mut seam, options).is_ok() {
+            self.wiped = Some(node);
+        }
+        drop(seam);
+        cluster.world.kill(cluster.machines[usize::from(node) - 1].host);
+        cluster.start(node, None);
     }
 
     fn power_cut(&mut self, cluster: &mut Cluster) -> u64 {

@@ -8,7 +8,7 @@ use crate::base::{AppliedLsn, CommittedLsn, FlushedLsn, Incarnation, Lsn, Mono, 
 use crate::replication::handshake::Peer;
 use crate::replication::progress::*;
 use crate::replication::wire::Ack;
-use crate::role::{CommitRule, Generation, Voter};
+use crate::role::{CommitRule, Generation, SyncPolicy, Voter};
 use std::time::Duration;
 
 const NOW: Mono = Mono(1_000_000);
@@ -245,6 +245,10 @@ fn planted_bugs_break_their_rule() {
         progress.stream_started(&wiped, StreamKind::default(), NOW);
         progress.on_ack(&wiped, term(5), &ack(25, 25, 0), NOW);
         assert_eq!(commit(&mut progress, 30, &rule), Some(25));
+        let nodes = [NodeId(1), NodeId(2), NodeId(3)];
+        let seed = Generation::seed(&nodes, &SyncPolicy::Auto).expect("three nodes have defaults");
+        let first = self::rule(vec![seed, generation(1, &[1, 2, 3], 1)], 0);
+        assert_eq!(commit(&mut progress, 30, &first), Some(25), "while the first generation is pending");
     }
 }
 

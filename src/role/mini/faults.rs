@@ -80,7 +80,10 @@ impl World {
                     }
                 }
             }
-            40..56 => self.heal(),
+            40..56 => {
+                self.slow = None;
+                self.heal();
+            }
             56..60 => self.loss = [0.0, 0.02, 0.2][self.rng.below(3) as usize],
             60..64 if self.plan.wipes && !self.wiped && self.nodes.len() > 2 && self.acked > 0 => {
                 self.wiped = true;
@@ -111,6 +114,9 @@ impl World {
                 let rival = (node + 1) % self.nodes.len();
                 if self.plan.duels && self.nodes[rival].machine.is_some() {
                     self.command(rival, command);
+                    if self.plan.late {
+                        self.slow = self.rng.chance(0.5).then_some(rival);
+                    }
                 }
             }
         }
@@ -172,7 +178,7 @@ impl World {
     /// commits a new write and every node has it.
     pub(super) fn settles(&mut self, within_ms: u64) -> bool {
         self.calm = true;
-        self.loss = 0.0;
+        (self.loss, self.slow) = (0.0, None);
         self.heal();
         (0..self.nodes.len()).for_each(|node| self.event(Event::Restart { node }));
         let (begin, mut acked) = (self.now.0 / MS, usize::MAX);

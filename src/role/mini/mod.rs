@@ -102,6 +102,8 @@ struct Plan {
     pub lossy: bool,
     /// Operators ask two nodes at once.
     pub duels: bool,
+    /// Now and then one of the two is slow: what it asks arrives when the other one has won.
+    pub late: bool,
     /// Operators change the policy, and silent voters lose their vote for a while.
     pub changes: bool,
     /// A control store is told of the policy, and recruits read it.
@@ -118,6 +120,8 @@ struct World {
     nodes: Vec<Node>,
     cut: Vec<Vec<bool>>,
     loss: f64,
+    /// What this node says is long on its way.
+    slow: Option<usize>,
     calm: bool,
     next_payload: u64,
     next_op: u64,
@@ -131,6 +135,8 @@ struct World {
     /// Commands not answered yet: where, in which run, since when.
     asked: BTreeMap<u64, (usize, u64, Mono)>,
     committed: Vec<(Term, u64)>,
+    /// The term in which each of these was committed, at the latest.
+    committed_in: Vec<Term>,
     acked: usize,
     contents: BTreeMap<(Term, usize), u64>,
     leaders: BTreeMap<Term, (usize, u64)>,
@@ -182,6 +188,7 @@ impl World {
             nodes,
             cut: vec![vec![false; count]; count],
             loss: 0.0,
+            slow: None,
             calm: true,
             next_payload: 0,
             next_op: 0,
@@ -192,6 +199,7 @@ impl World {
             store: None,
             asked: BTreeMap::new(),
             committed: Vec::new(),
+            committed_in: Vec::new(),
             acked: 0,
             contents: BTreeMap::new(),
             leaders: BTreeMap::new(),
@@ -365,6 +373,7 @@ impl World {
                 if first != (node, run) {
                     self.fail(format!("term {term:?} is led by node {} twice or by two nodes", node + 1));
                 }
+                self.check_started(node, term);
                 self.after_flush(node);
             }
             Effect::Serve { .. } => {

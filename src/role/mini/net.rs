@@ -15,7 +15,12 @@ impl World {
         if self.rng.chance(self.loss / 2.0) {
             self.soon(Event::Deliver { to, from, life, message: message.clone() });
         }
-        self.soon(Event::Deliver { to, from, life, message });
+        let event = Event::Deliver { to, from, life, message };
+        if self.slow == Some(from) {
+            let ms = self.rng.between(300, 700);
+            return self.at(ms, event);
+        }
+        self.soon(event);
     }
 
     /// A leader offers its session and everything the peer has not acknowledged.

@@ -1,6 +1,7 @@
 //! What must hold at every moment, and what must hold again once the faults stop.
 
 use super::World;
+use crate::base::Term;
 
 impl World {
     /// Replies leave.
@@ -24,6 +25,10 @@ impl World {
             return;
         }
         let end = (self.nodes[node].committed.0 as usize).min(self.nodes[node].log.len());
+        let within = self.nodes[node].machine.as_ref().map(|machine| {
+            let followed = machine.following().map(|(_, term)| term);
+            machine.leading().or(followed).unwrap_or(machine.control().promised)
+        });
         for at in 0..end {
             let own = (self.nodes[node].log[at].term, self.nodes[node].log[at].payload);
             match self.committed.get(at).copied() {
@@ -35,7 +40,10 @@ impl World {
                     return;
                 }
                 Some(_) => {}
-                None => self.committed.push(own),
+                None => {
+                    self.committed.push(own);
+                    self.committed_in.push(within.unwrap_or(own.0).max(own.0));
+                }
             }
         }
     }
@@ -47,6 +55,18 @@ impl World {
         });
         if let Some((at, _)) = lost {
             self.fail(format!("node {} serves without the committed entry at {at}", node + 1));
+        }
+    }
+
+    /// Whoever starts a term holds everything that was committed in earlier ones, whether it ever serves or not.
+    pub(super) fn check_started(&mut self, node: usize, term: Term) {
+        let log = &self.nodes[node].log;
+        let earlier = self.committed.iter().zip(&self.committed_in).enumerate().filter(|(_, c)| *c.1 < term);
+        let lost = earlier.into_iter().find(|(at, (committed, _))| {
+            log.get(*at).map(|entry| (entry.term, entry.payload)) != Some(**committed)
+        });
+        if let Some((at, _)) = lost.filter(|_| !self.plan.lossy) {
+            self.fail(format!("node {} starts {term:?} without the committed entry at {at}", node + 1));
         }
     }
 

@@ -6,7 +6,16 @@ use crate::role::input::{Command, Done, PolicyChange, Refusal};
 use crate::role::policy::Generation;
 
 fn started(seed: u64, nodes: u16, store: bool) -> World {
-    let plan = Plan { nodes, wipes: false, lossy: false, duels: false, changes: true, store, fault_ms: 1000 };
+    let plan = Plan {
+        nodes,
+        wipes: false,
+        lossy: false,
+        duels: false,
+        late: false,
+        changes: true,
+        store,
+        fault_ms: 1000,
+    };
     let mut world = World::new(seed, plan);
     world.command(0, Command::RequestPrimary { alone: false, force: false });
     pass(&mut world, 3000);

@@ -13,6 +13,7 @@ fn world(nodes: u16) -> World {
             wipes: false,
             lossy: false,
             duels: false,
+            late: false,
             changes: false,
             store: false,
             fault_ms: 1000,

@@ -15,6 +15,7 @@ fn started(seed: u64, nodes: u16) -> World {
         wipes: false,
         lossy: false,
         duels: false,
+        late: false,
         changes: false,
         store: false,
         fault_ms: 1000,

@@ -13,6 +13,7 @@ fn plan(seed: u64) -> Plan {
         wipes: seed.is_multiple_of(3),
         lossy: false,
         duels: seed % 4 == 3,
+        late: false,
         changes: !seed.is_multiple_of(3) && seed.is_multiple_of(2),
         store: seed.is_multiple_of(4),
         fault_ms: [400, 1500][(seed / 7 % 2) as usize],
@@ -60,6 +61,16 @@ fn forced_takeovers_never_truncate_below_a_known_commit() {
     }
 }
 
+#[test]
+fn duels_of_unequal_speed_lose_nothing() {
+    for seed in 0..seeds() / 3 {
+        let plan = Plan { duels: true, late: true, nodes: 3, ..plan(seed) };
+        if let Err(text) = run(seed, plan) {
+            panic!("seed {seed}: {text}");
+        }
+    }
+}
+
 /// How a planted bug has to show itself.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shows {
@@ -69,6 +80,8 @@ enum Shows {
     UnsafeWhenForced,
     /// An oracle sees it soonest in a small cluster that loses a disk.
     UnsafeWhenWiped,
+    /// An oracle sees it soonest when operators ask two nodes at once.
+    UnsafeInDuels,
     /// An oracle sees it soonest in a cluster of four whose policy changes and whose recruits read a store.
     UnsafeWithStore,
     /// The cluster never recovers, or the machine's own assertions stop it first.
@@ -85,6 +98,10 @@ fn finds(bug: Bug, shows: Shows) {
         let mut plan = Plan { lossy: shows == Shows::UnsafeWhenForced, ..plan(seed) };
         if shows == Shows::UnsafeWhenWiped {
             (plan.wipes, plan.nodes) = (true, 3);
+        }
+        if shows == Shows::UnsafeInDuels {
+            (plan.duels, plan.late, plan.nodes) = (true, true, 3);
+            (plan.wipes, plan.changes, plan.store) = (false, false, false);
         }
         if shows == Shows::UnsafeWithStore {
             (plan.wipes, plan.nodes) = (false, 4);
@@ -114,6 +131,7 @@ macro_rules! finds {
 finds! {
     finds_a_resumed_term: ResumeOwnTermAfterRestart, Unsafe;
     finds_a_reported_promise: ReportPromisedTerm, Unsafe;
+    finds_terms_ordered_by_number: OrderTermsByNumberOnly, UnsafeInDuels;
     finds_acks_after_a_promise: AckAfterPromise, Unsafe;
     finds_a_wiped_voter: CountWipedOrBuildingNode, UnsafeWhenWiped;
     finds_a_single_control_slot: OneSlotControlFallback, Unsafe;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use baton::admin::{Failover, Verb};
-use baton::base::Mono;
+use baton::base::{Lsn, Mono};
 use baton::io::sim::{HostId, LinkFault, Span};
 use baton::role::ControlState;
 use baton::wal::LogFile;
@@ -23,6 +23,8 @@ const CONTROL: [&str; 2] = ["/data/control.a", "/data/control.b"];
 const LOOK_MS: u64 = 2;
 /// What a script waits for and does not get within this time is given up.
 const PATIENCE_MS: u64 = 5_000;
+/// What a node has flushed is covered by its own mark this long afterwards (protocol 5.1: a quarter of a second).
+const MARKED_MS: u64 = 300;
 
 /// Where a script stands.
 #[derive(Default)]
@@ -35,6 +37,8 @@ pub(super) struct Scene {
     c: u16,
     /// The highest term number that anybody had promised then.
     promised: u64,
+    /// Where the log of `c` ended when it was cut off, and how far `b` had flushed a while before it died.
+    missing: (Lsn, Lsn),
 }
 
 /// What comes after one look at a script.
@@ -63,6 +67,11 @@ impl Storm {
             Weather::Expiry => self.expiry(cluster),
             _ => unreachable!("this weather has no script"),
         };
+        self.turn_page(cluster, next)
+    }
+
+    /// Says in how many milliseconds the script is looked at again.
+    fn turn_page(&mut self, cluster: &Cluster, next: Next) -> u64 {
         let (step, wait) = match next {
             Stay => return LOOK_MS,
             Go(wait) => (self.scene.step + 1, wait),
@@ -125,6 +134,33 @@ impl Storm {
         if machine.node.is_none() {
             machine.start_at = Some(cluster.world.now());
         }
+    }
+
+    /// `c` hears and says nothing from now on.
+    fn cut_off(&mut self, cluster: &mut Cluster, c: u16) {
+        for other in (1..=3).filter(|node| *node != c) {
+            cluster.world.partition(host(cluster, other), host(cluster, c));
+        }
+        self.scene.missing.0 = place(cluster, c, "appended_lsn");
+    }
+
+    /// Flips a bit in one of the last frames of `b`, which is down: one that `c` lacks and that a mark of `b` covers.
+    fn ruin_frame(&mut self, cluster: &Cluster, logs: &mut Logs) -> bool {
+        let ((from, to), node) = (self.scene.missing, self.scene.b);
+        let host = host(cluster, node);
+        let Ok(order) = logs.look(&cluster.world, host, node, SEGMENT_BYTES, &BTreeSet::new()) else {
+            return false;
+        };
+        if from >= to {
+            return false;
+        }
+        let known: Vec<Lsn> = order.frames.range(from..to).map(|(at, _)| *at).collect();
+        let back = self.rng.below(24) as usize;
+        let Some(at) = known.iter().rev().nth(back.min(known.len().saturating_sub(1))).copied() else {
+            return false;
+        };
+        let path = PathBuf::from(format!("/data/wal/{}", LogFile::Segment(at.segment(SEGMENT_BYTES))));
+        cluster.world.flip_bit(host, &path, at.offset(SEGMENT_BYTES) + 90, 2)
     }
 
     /// Everything is mended and everybody is up; the script begins again when the cluster is healthy.
@@ -359,41 +395,44 @@ impl Storm {
                 None => Stay,
             },
             1 => {
-                cluster.world.partition(host(cluster, a), host(cluster, c));
-                cluster.world.partition(host(cluster, b), host(cluster, c));
-                Go(self.millis(400, 900))
+                self.cut_off(cluster, c);
+                Go(self.millis(200, 500))
             }
             2 => {
+                // What is flushed now has a mark above it when the node dies.
+                self.scene.missing.1 = place(cluster, b, "flushed_lsn");
+                Go(MARKED_MS)
+            }
+            3 => {
                 self.look = true;
                 Go(LOOK_MS)
             }
-            3 => {
+            4 => {
                 self.down(cluster, a);
                 self.down(cluster, b);
                 cluster.world.heal_all();
                 Go(80)
             }
-            4 => {
-                let back = self.rng.between(8, 24) as usize;
-                if ruin_frame(cluster, logs, b, back) {
+            5 => {
+                if self.ruin_frame(cluster, logs) {
                     logs.forget(b);
                 }
                 self.up(cluster, b);
                 Go(self.millis(100, 300))
             }
-            5 => {
+            6 => {
                 let node = if self.rng.chance(0.5) { b } else { c };
                 self.take_over(cluster, node, false);
                 Go(0)
             }
-            6 if serves(cluster, b) || serves(cluster, c) || self.waited(cluster, 3_500) => {
+            7 if serves(cluster, b) || serves(cluster, c) || self.waited(cluster, 3_500) => {
                 Go(self.millis(50, 200))
             }
-            7 => {
+            8 => {
                 self.curtain(cluster);
                 Go(self.millis(1_000, 1_500))
             }
-            8 => {
+            9 => {
                 if !(1..=3).any(|node| serves(cluster, node)) {
                     self.take_over(cluster, a, false);
                 }
@@ -401,6 +440,47 @@ impl Storm {
             }
             _ => Stay,
         }
+    }
+
+    /// A standby misses writes that the primary and the other standby acknowledge; that one loses its disk and comes
+    /// back under its old number, and only those two are left.
+    pub(super) fn wiped_voter(&mut self, cluster: &mut Cluster, logs: &mut Logs) -> u64 {
+        let (a, b, c) = (self.scene.a, self.scene.b, self.scene.c);
+        let next = match self.scene.step {
+            0 => match self.cast(cluster) {
+                Some(()) => Go(self.millis(20, 200)),
+                None => Stay,
+            },
+            1 => {
+                self.cut_off(cluster, c);
+                Go(self.millis(100, 400))
+            }
+            2 => {
+                self.look = true;
+                Go(LOOK_MS)
+            }
+            3 => {
+                self.down(cluster, a);
+                self.replace_disk(cluster, logs, b);
+                cluster.world.heal_all();
+                Go(self.millis(50, 300))
+            }
+            4 => {
+                let node = if self.rng.chance(0.8) { c } else { b };
+                self.take_over(cluster, node, false);
+                Go(0)
+            }
+            5 if serves(cluster, b) || serves(cluster, c) || self.waited(cluster, 2_500) => {
+                Go(self.millis(50, 200))
+            }
+            6 => {
+                self.curtain(cluster);
+                self.plot = false;
+                Go(self.millis(300, 1_000))
+            }
+            _ => Stay,
+        };
+        self.turn_page(cluster, next)
     }
 
     /// Wall clocks jump while keys expire and primaries change.
@@ -454,13 +534,6 @@ fn ruin_newest_control(cluster: &Cluster, node: u16, byte: u64) {
     }
 }
 
-/// Flips a bit in the frame that stands `back` frames before the end of a node's log.
-fn ruin_frame(cluster: &Cluster, logs: &mut Logs, node: u16, back: usize) -> bool {
-    let host = host(cluster, node);
-    let Ok(order) = logs.look(&cluster.world, host, node, SEGMENT_BYTES, &BTreeSet::new()) else {
-        return false;
-    };
-    let Some(at) = order.frames.keys().rev().nth(back).copied() else { return false };
-    let path = PathBuf::from(format!("/data/wal/{}", LogFile::Segment(at.segment(SEGMENT_BYTES))));
-    cluster.world.flip_bit(host, &path, at.offset(SEGMENT_BYTES) + 90, 2)
+fn place(cluster: &mut Cluster, node: u16, name: &str) -> Lsn {
+    Lsn(cluster.status(node).and_then(|row| row[name].as_u64()).unwrap_or(0))
 }
