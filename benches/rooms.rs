@@ -27,6 +27,7 @@ fn store_key(number: u64) -> (ShardId, Vec<u8>) {
 
 fn header(payload: usize) -> FrameHeader {
     FrameHeader {
+        version: baton::base::format::FORMAT_VERSION,
         kind: FrameKind::Data,
         cluster: CLUSTER,
         term: TERM,

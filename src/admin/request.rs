@@ -89,6 +89,8 @@ pub enum Verb {
     Failover(Failover),
     Switchover(Switchover),
     PolicySet(PolicySet),
+    /// Write the newest format that every member speaks, for good.
+    FinalizeUpgrade,
     /// A role for a node that runs.
     Role {
         role: WantedRole,
@@ -169,6 +171,7 @@ impl Verb {
             Verb::Failover(_) => "failover",
             Verb::Switchover(_) => "switchover",
             Verb::PolicySet(_) => "policy_set",
+            Verb::FinalizeUpgrade => "finalize_upgrade",
             Verb::Role { .. } => "role",
             Verb::History { .. } => "history",
             Verb::Reload { .. } => "reload",
@@ -186,7 +189,7 @@ impl Verb {
             Verb::Failover(failover) => !failover.dry_run,
             Verb::Switchover(switchover) => !switchover.dry_run,
             Verb::PolicySet(policy) => !policy.dry_run,
-            Verb::Role { .. } | Verb::Reload { .. } | Verb::Stop { .. } => true,
+            Verb::FinalizeUpgrade | Verb::Role { .. } | Verb::Reload { .. } | Verb::Stop { .. } => true,
             _ => false,
         }
     }
@@ -198,7 +201,7 @@ impl Verb {
             // Behind the point of no return the end is awaited beyond the time for which writes are held.
             Verb::Switchover(switchover) => switchover.timeout() + SWITCHOVER_TAIL,
             Verb::PolicySet(policy) => policy.timeout() + Duration::from_secs(1),
-            Verb::Role { .. } => ROLE,
+            Verb::FinalizeUpgrade | Verb::Role { .. } => ROLE,
             Verb::Stop { mode: StopMode::Fast } => STOP,
             _ => QUICK,
         }

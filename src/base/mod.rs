@@ -10,6 +10,7 @@
 
 pub mod buffer;
 pub mod digest;
+pub mod format;
 pub mod identity;
 pub mod limits;
 pub mod lsn;

@@ -87,6 +87,28 @@ pub struct PagesStatus {
     pub last_pass_pages: Option<u64>,
 }
 
+/// Format versions of this node.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct FormatStatus {
+    /// The log is written in this one.
+    pub written: u16,
+    /// What the build speaks; above `written` when an upgrade waits for `baton cluster finalize-upgrade`.
+    pub speaks_oldest: u16,
+    pub speaks_newest: u16,
+}
+
+impl FormatStatus {
+    pub fn in_words(&self) -> String {
+        match self.speaks_newest > self.written {
+            true => format!(
+                "{} (this build also speaks {}: `baton cluster finalize-upgrade` when all members do)",
+                self.written, self.speaks_newest
+            ),
+            false => self.written.to_string(),
+        }
+    }
+}
+
 /// The answer to `baton query`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct QueryStatus {
@@ -111,6 +133,8 @@ pub struct QueryStatus {
     /// The control store; absent where the configuration names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreStatus>,
+    #[serde(default)]
+    pub format: FormatStatus,
 }
 
 /// Whole percent of a log that are there; 100 only when all is.

@@ -164,6 +164,7 @@ impl QueryStatus {
         if let Some(store) = &self.store {
             field(out, "control_store", store.in_words())?;
         }
+        field(out, "log_format", self.format.in_words())?;
         if let Some(delay) = self.apply_delay_ms {
             field(out, "apply_delay", format!("{delay} ms"))?;
         }
@@ -335,6 +336,7 @@ mod tests {
             pages: Default::default(),
             degraded_from: None,
             store: None,
+            format: super::super::query::FormatStatus { written: 1, speaks_oldest: 1, speaks_newest: 2 },
         };
         let text = query.text();
         assert!(text.starts_with(" HA state:\n        local_role                     : Primary\n"), "{text}");
@@ -343,6 +345,12 @@ mod tests {
         assert!(text.contains("        sender_pid                     : 77\n"), "{text}");
         assert!(text.contains("        sync_percent                   : 100%\n"), "{text}");
         assert!(text.contains(": 1 more voter may be lost, no write is lost and writes go on\n"), "{text}");
+        assert!(
+            text.contains(
+                ": 1 (this build also speaks 2: `baton cluster finalize-upgrade` when all members do)"
+            ),
+            "{text}"
+        );
         assert!(text.ends_with(" Receiver info:\nNo information\n"), "{text}");
     }
 }

@@ -506,6 +506,14 @@ impl Checker<'_> {
     /// Every upstream is another member, and following upstreams ends at a direct standby.
     fn upstreams(&mut self, members: &[(usize, Member)]) {
         for (line, member) in members {
+            let below = members.iter().filter(|(_, other)| other.upstream == Some(member.node)).count();
+            if below > DIRECT_STANDBYS_MAX {
+                let what =
+                    format!("{below} members stream from member {}, {DIRECT_STANDBYS_MAX} may", member.node);
+                self.mistakes.push(*line, "upstream", what, "give some of them another upstream");
+            }
+        }
+        for (line, member) in members {
             let mut at = member;
             for _ in 0..=members.len() {
                 let Some(upstream) = at.upstream else { break };

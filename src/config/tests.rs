@@ -215,6 +215,29 @@ fn members_that_contradict_each_other_are_refused() {
         many += &format!("[[member]]\nnode = {node}\npeer = \"127.0.0.1:{}\"\n", 9000 + node);
     }
     refused(&many, 31, "9 members stream from the primary, 8 may");
+    let below = |from: u16| {
+        let mut text = many.lines().take(3 * 4 + 3).collect::<Vec<_>>().join("\n") + "\n";
+        for node in 5..=13 {
+            text += &format!(
+                "[[member]]\nnode = {node}\npeer = \"127.0.0.1:{}\"\nupstream = {from}\n",
+                9000 + node
+            );
+        }
+        text
+    };
+    refused(&below(2), 7, "9 members stream from member 2, 8 may");
+    // A circle, with a tail that leads into it.
+    let mut ring = many.lines().take(3 * 2 + 3).collect::<Vec<_>>().join("\n") + "\n";
+    for (node, upstream) in [(3, 4), (4, 5), (5, 3), (6, 5)] {
+        ring += &format!(
+            "[[member]]\nnode = {node}\npeer = \"127.0.0.1:{}\"\nupstream = {upstream}\n",
+            9000 + node
+        );
+    }
+    let mistakes = read(&ring).unwrap_err();
+    let lines: Vec<usize> = mistakes.0.iter().map(|mistake| mistake.line).collect();
+    assert_eq!(lines, [10, 14, 18], "everybody in the circle, not who hangs from it: {mistakes}");
+    assert!(mistakes.0.iter().all(|mistake| mistake.to_string().contains("would stream from itself")));
 }
 
 #[test]

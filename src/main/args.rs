@@ -169,6 +169,12 @@ Examples:
         #[arg(long, default_value_t = 0, hide_default_value = true)]
         limit: usize,
     },
+    /// Write the newest format from now on: once every member runs the newer build, and for good
+    #[command(after_help = "\
+Example:
+  baton cluster finalize-upgrade -D /data/1
+Exit code 4: a member is away or runs an older build; nothing was changed.")]
+    FinalizeUpgrade,
     /// Stop the nodes of a cluster on this machine; the primary waits until every standby that listens holds the end of
     /// its log
     #[command(after_help = "\
@@ -571,6 +577,9 @@ pub struct SandboxUp {
     /// Ask for fewer copies when too few voters are left for this long, like 30s; needs --store dir
     #[arg(long, value_parser = duration, requires = "store")]
     pub degrade: Option<Duration>,
+    /// A cascaded standby and the node it streams from, like 4:2; once for each
+    #[arg(long, value_parser = below)]
+    pub upstream: Vec<(u16, u16)>,
     /// Allow a memory file system, where "durable" means nothing
     #[arg(long)]
     pub allow_tmpfs: bool,
@@ -609,6 +618,13 @@ pub struct Demo {
     /// Allow a memory file system
     #[arg(long)]
     pub allow_tmpfs: bool,
+}
+
+/// `4:2`: node 4 below node 2.
+fn below(text: &str) -> Result<(u16, u16), String> {
+    let pair =
+        text.split_once(':').and_then(|(node, upstream)| Some((node.parse().ok()?, upstream.parse().ok()?)));
+    pair.ok_or_else(|| format!("{text} is not NODE:UPSTREAM, like 4:2"))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

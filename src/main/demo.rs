@@ -115,6 +115,7 @@ pub fn demo(common: &Common, verb: &Demo) -> Outcome {
         commit_timeout: None,
         store: None,
         degrade: None,
+        upstream: Vec::new(),
         allow_tmpfs: verb.allow_tmpfs,
         timeout: PATIENCE,
     };

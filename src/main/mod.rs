@@ -118,6 +118,7 @@ fn verb(common: &args::Common, verb: Verb) -> Outcome {
         Verb::Cluster { verb } => match verb {
             ClusterVerb::Status { detail } => show::cluster_status(common, detail),
             ClusterVerb::History { dir, limit } => operate::history(common, dir.as_deref(), limit),
+            ClusterVerb::FinalizeUpgrade => operate::finalize_upgrade(common),
             ClusterVerb::Stop(which) => whole::stop(common, &which),
             ClusterVerb::Start(which) => whole::start(common, &which),
         },

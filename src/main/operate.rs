@@ -49,6 +49,14 @@ pub fn policy(common: &Common, verb: PolicyVerb) -> Outcome {
     Ok(Exit::Ok)
 }
 
+pub fn finalize_upgrade(common: &Common) -> Outcome {
+    let config = place::node(common)?;
+    let request = Request::new(ask::fresh_op()?, Verb::FinalizeUpgrade);
+    let result = ask::result(ask::ask_as(&config.data, &request)?)?;
+    print(common, &result, &format!("done:\n{}", tree(&result)));
+    Ok(Exit::Ok)
+}
+
 /// Reads the file here and hands its text to the node, which takes what it can.
 pub fn reload(common: &Common) -> Outcome {
     let path = place::config_path(common)?;

@@ -346,6 +346,9 @@ fn node_text(up: &SandboxUp, id: u16, base: u16, secret: &str) -> String {
             base + node,
             base + PEER_OFFSET + node
         );
+        for (_, upstream) in up.upstream.iter().filter(|(below, _)| *below == node) {
+            text += &format!("upstream = {upstream}\n");
+        }
     }
     text
 }
@@ -485,6 +488,7 @@ mod tests {
             commit_timeout: None,
             store: None,
             degrade: None,
+            upstream: vec![(3, 2)],
             allow_tmpfs: true,
             timeout: Duration::from_secs(1),
         }
@@ -499,8 +503,9 @@ mod tests {
             let config = place::parse(&node_text(&up, id, 20_000, &random_hex().unwrap()), &path).unwrap();
             assert_eq!(config.client_listen.port(), 20_000 + id);
             assert_eq!(config.me().peer, config.peer_listen);
+            assert_eq!(config.me().upstream.map(|n| n.0), (id == 3).then_some(2));
             assert_eq!(config.me().client, Some(config.client_listen));
-            assert_eq!(config.sync.to_string(), "ANY 1 (1, 2, 3)");
+            assert_eq!(config.sync.to_string(), "ANY 1 (1, 2)");
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, node_text(&up, id, 20_000, &random_hex().unwrap())).unwrap();
         }

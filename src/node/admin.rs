@@ -120,6 +120,7 @@ impl<S: Seam> Node<S> {
             Verb::Failover(_) => self.failover(request, reply),
             Verb::Switchover(_) => self.switchover(request, reply),
             Verb::PolicySet(_) => self.policy_set(request, reply),
+            Verb::FinalizeUpgrade => self.finalize_upgrade(request, reply),
             Verb::Role { role, alone } => {
                 let (role, alone) = (*role, *alone);
                 self.role_wanted(request, reply, role, alone);

@@ -416,6 +416,7 @@ impl Parts {
         let secret =
             Secret::new(secret_text.as_bytes(), true).expect("an empty secret is allowed on loopback");
         let links = Links::new(identity, secret, &members, seam.random());
+        let upstream_seed = seam.random();
         let role = RoleMachine::new(
             RoleConfig {
                 peers: config.peers().map(|m| m.node).collect(),
@@ -481,7 +482,7 @@ impl Parts {
             voters_missing_since: None,
             links,
             link_events: Vec::new(),
-            streams: Streams::new(),
+            streams: Streams::new(upstream_seed),
             peer_listener: crate::io::ListenerId(u32::MAX),
             clients,
             client_listener: crate::io::ListenerId(u32::MAX),
@@ -492,6 +493,7 @@ impl Parts {
             admin: Admin::default(),
             chronicle: Default::default(),
             pending: options.role == Some(StartRole::Pending),
+            finalizing: None,
             exit: None,
             stopping: None,
             seam: DiskWatch::new(seam),

@@ -137,6 +137,7 @@ mod tests {
             writer.push(Record::Put { shard, key: &key, value: &value, created: n < 700 });
         }
         let header = FrameHeader {
+            version: crate::base::format::FORMAT_VERSION,
             kind: FrameKind::Data,
             cluster: ClusterId(1),
             term: crate::base::Term::NONE,

@@ -74,8 +74,11 @@ impl<S: Seam> Node<S> {
         };
         let number = asked.number;
         let request = match crate::admin::decode_request(asked.line.as_bytes()) {
-            // Only the primary changes policies; nothing else travels.
-            Ok(request) if matches!(request.verb, Verb::PolicySet(_)) && self.role.leading().is_some() => {
+            // Only the primary changes policies and formats; nothing else travels.
+            Ok(request)
+                if matches!(request.verb, Verb::PolicySet(_) | Verb::FinalizeUpgrade)
+                    && self.role.leading().is_some() =>
+            {
                 request
             }
             Ok(request) => {

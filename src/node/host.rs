@@ -68,7 +68,7 @@ impl HostView<'_> {
                 )?;
             }
         } else {
-            let leader = self.streams.upstream.map(|(node, _)| node);
+            let leader = self.streams.leader.map(|(node, _)| node);
             let (host, port) = leader.map(|n| self.address_of(n)).unwrap_or_default();
             let up = self.streams.receiver.is_some();
             let heard = if up { self.now.since(self.streams.leader_heard).as_secs() as i64 } else { -1 };
@@ -77,11 +77,12 @@ impl HostView<'_> {
                 "role:slave\r\nmaster_host:{host}\r\nmaster_port:{port}\r\nmaster_link_status:{}\r\n\
                  master_last_io_seconds_ago:{heard}\r\nmaster_sync_in_progress:0\r\nslave_read_repl_offset:{}\r\n\
                  slave_repl_offset:{}\r\nslave_priority:{}\r\nslave_read_only:1\r\nreplica_announced:1\r\n\
-                 connected_slaves:0\r\n",
+                 connected_slaves:{}\r\n",
                 if up { "up" } else { "down" },
                 self.end.0,
                 self.applied.lsn().0,
                 self.config.me().priority,
+                self.streams.senders.len(),
             )?;
         }
         // One id for each term of the cluster, the same on every node that follows it; the one before it is valid up to
@@ -189,7 +190,7 @@ impl Host for HostView<'_> {
             });
             return Role::Master { offset: self.end.0, replicas: replicas.collect() };
         }
-        let leader = self.streams.upstream.map(|(node, _)| node);
+        let leader = self.streams.leader.map(|(node, _)| node);
         let (host, port) = leader.map(|n| self.address_of(n)).unwrap_or_default();
         let state = match (&self.streams.receiver, leader) {
             (Some(_), _) if self.applied.lsn() < self.committed.lsn() => ReplicaState::Sync,

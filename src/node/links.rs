@@ -143,6 +143,8 @@ impl Links {
                 end: Default::default(),
                 clock: Default::default(),
                 wants_grant: false,
+                tip: Default::default(),
+                path: Default::default(),
             };
             self.send(seam, conn, now, &Message::Heartbeat(beat));
         }

@@ -411,7 +411,7 @@ impl<S: Seam> Node<S> {
             Reader::Redo => self.redo_loaded(frames),
             Reader::Cut => self.cut_loaded(frames),
             Reader::Settle => self.settle_loaded(frames),
-            Reader::Sender(conn) | Reader::Server(conn) => {
+            Reader::Sender(conn, _) | Reader::Server(conn) => {
                 let frames = frames.map_err(|error| Refusal {
                     reason: RefuseReason::Unhealthy,
                     text: format!("the log cannot be read here: {error}"),

@@ -18,6 +18,7 @@
 
 mod admin;
 mod boot;
+mod cascade;
 mod chronicle;
 mod clients;
 pub mod control;
@@ -51,6 +52,7 @@ mod store_link;
 mod stream;
 mod streams;
 mod token;
+mod upgrade;
 mod waits;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -174,6 +176,7 @@ pub struct Node<S: Seam> {
     chronicle: chronicle::Chronicle,
     /// `-M pending`: this node streams from nobody until it is told to.
     pending: bool,
+    finalizing: Option<upgrade::Finalizing>,
     exit: Option<u8>,
     stopping: Option<admin::Stopping>,
 }
@@ -318,6 +321,7 @@ impl<S: Seam> Node<S> {
                 Ok(()) => {
                     if let Some(generation) = self.control.written(&mut self.seam) {
                         self.tell_role(Input::Persisted { generation });
+                        self.format_persisted(generation);
                         // A rule that waited for the control file may let the commit index move now.
                         self.log_moved = true;
                     }
@@ -412,6 +416,7 @@ impl<S: Seam> Node<S> {
         self.pump_role();
         self.links.tick(&mut self.seam, self.now);
         self.beat();
+        self.mind_upstream();
         self.request_stream();
         self.drive_fetch();
         self.check_drained();

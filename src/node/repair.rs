@@ -181,7 +181,7 @@ impl<S: Seam> Node<S> {
     fn ask_next(&mut self, page: PageNo) {
         let Some(repair) = self.repairs.under_way.get_mut(&page) else { return };
         let Some(ask) = self.data.store.repair_ask(page) else { return self.repair_over(page) };
-        let leader = self.streams.upstream.map(|(node, _)| node);
+        let leader = self.streams.leader.map(|(node, _)| node);
         let peers = leader.into_iter().chain(self.config.peers().map(|member| member.node));
         let untried = peers.filter(|node| !repair.tried.contains(node));
         let linked = untried.filter_map(|node| self.links.any_to(node).map(|conn| (node, conn))).next();

@@ -114,6 +114,7 @@ impl<S: Seam> Node<S> {
         if let Some(slot) = &mut self.streams.receiver {
             slot.receiver.stop_acks();
         }
+        self.end_streams_below();
     }
 
     /// Reports the drain as done once every write in flight is flushed.
@@ -127,6 +128,7 @@ impl<S: Seam> Node<S> {
     /// Seals the first frame of a term: the term-start record, and the policy record if there is one.
     fn append_term_start(&mut self, start: &TermStart) {
         assert_eq!(self.log.wal.end().end, start.previous_end, "a term starts at the end of the log");
+        self.log.wal.write_format(self.role.control().format);
         // A leader that recruits again holds replies that its next commit lets go: all that they speak of stands in the
         // log. What anybody else executed and never sealed belongs to no term.
         let placed = !self.executed || self.log.wal.writer().is_empty() || self.exit.is_some();

@@ -224,9 +224,15 @@ impl<S: Seam> Node<S> {
         let evidence: Vec<RootEvidence> =
             fresh.into_iter().map(|(shard, lsn, digest)| RootEvidence { shard, lsn, digest }).collect();
         self.metrics.count.roots_compared = self.roots.compared;
-        if let Some(slot) = &self.streams.receiver {
-            self.links.send(&mut self.seam, slot.conn, self.now, &Message::CheckpointRoots(evidence));
+        if let Some(conn) = self.conn_to_leader() {
+            self.links.send(&mut self.seam, conn, self.now, &Message::CheckpointRoots(evidence));
         }
+    }
+
+    /// Evidence goes to the leader itself, whoever streams.
+    fn conn_to_leader(&self) -> Option<crate::io::ConnId> {
+        let slot = self.streams.receiver.as_ref()?;
+        if slot.upstream == slot.leader { Some(slot.conn) } else { self.links.dialed_to(slot.leader) }
     }
 
     /// A stream begins: the leader hears the newest root of every shard, also of checkpoints made while nobody listened.
@@ -235,10 +241,10 @@ impl<S: Seam> Node<S> {
             kept.last().map(|(lsn, digest)| RootEvidence { shard: *shard, lsn: *lsn, digest: *digest })
         });
         let evidence: Vec<RootEvidence> = newest.collect();
-        if let Some(slot) = &self.streams.receiver
+        if let Some(conn) = self.conn_to_leader()
             && !evidence.is_empty()
         {
-            self.links.send(&mut self.seam, slot.conn, self.now, &Message::CheckpointRoots(evidence));
+            self.links.send(&mut self.seam, conn, self.now, &Message::CheckpointRoots(evidence));
         }
     }
 

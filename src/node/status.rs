@@ -107,7 +107,10 @@ impl<S: Seam> Node<S> {
             State::Normal if self.role.role() == Role::Primary && !self.serving => {
                 (NodeState::Promoting, "applying the log".into())
             }
-            State::Normal if self.role.role() == Role::Standby && self.streams.receiver.is_none() => {
+            State::Normal
+                if matches!(self.role.role(), Role::Standby | Role::CascadeStandby)
+                    && self.streams.receiver.is_none() =>
+            {
                 let why = self.streams.refused.clone().unwrap_or_else(|| "Connecting".into());
                 (NodeState::NeedRepair, why)
             }
@@ -174,7 +177,7 @@ impl<S: Seam> Node<S> {
             detail,
             client: Some(self.config.client_listen.to_string()),
             peer: self.config.peer_listen.to_string(),
-            upstream: if leading { None } else { self.streams.upstream.map(|(node, _)| node.0) },
+            upstream: if leading { None } else { self.upstream_shown().map(|node| node.0) },
             sync_state: None,
             appended_lsn: Some(end.0),
             flushed_lsn: Some(self.log.wal.flushed().lsn().0),
@@ -245,6 +248,10 @@ impl<S: Seam> Node<S> {
                 Some(said) => said.sync_states.iter().find(|(id, _)| *id == row.node).map(|(_, sync)| *sync),
                 None => self.sync_state(member.node),
             };
+            // Below a standby nothing counts towards commit, and the primary does not know who is there.
+            let below = row.upstream.is_some() && row.role == ShownRole::CascadeStandby;
+            let streams = below && row.lag_bytes.is_some();
+            row.sync_state = row.sync_state.or(streams.then_some(SyncState::Async));
             nodes.push(row);
         }
         let control = self.role.control();
@@ -327,7 +334,8 @@ impl<S: Seam> Node<S> {
         };
         let said = self.admin.peers.fresh(peer, self.now).map(|said| (said.row.role, said.row.state));
         let guess = if behind { NodeState::Catchup } else { NodeState::Normal };
-        let (peer_role, peer_state) = said.unwrap_or((ShownRole::Standby, guess));
+        let role = if slot.cascade { ShownRole::CascadeStandby } else { ShownRole::Standby };
+        let (peer_role, peer_state) = said.unwrap_or((role, guess));
         let end = self.log.wal.end().end;
         let lag_bytes = end.since(acked.flushed.lsn());
         let eta = self.admin.rates.get(&peer).and_then(|rate| rate.eta(lag_bytes));
@@ -354,21 +362,27 @@ impl<S: Seam> Node<S> {
     }
 
     fn receiver_info(&self, slot: &ReceiverSlot, local_role: ShownRole) -> ReceiverInfo {
-        let remote = self.config.member(slot.leader).map_or(String::new(), |m| m.peer.to_string());
+        let upstream = self.config.member(slot.upstream);
+        let remote = upstream.map_or(String::new(), |m| m.peer.to_string());
         let (end, flushed) = (self.streams.leader_end, self.log.wal.flushed().lsn());
-        let leader = self.admin.peers.fresh(slot.leader, self.now);
+        let said = self.admin.peers.fresh(slot.upstream, self.now);
+        let guess = match upstream.is_some_and(|m| m.upstream.is_some()) {
+            _ if slot.upstream == slot.leader => ShownRole::Primary,
+            true => ShownRole::CascadeStandby,
+            false => ShownRole::Standby,
+        };
         let eta = self.admin.rates.get(&self.me()).and_then(|rate| rate.eta(end.since(flushed)));
         let behind = self.role.state() == State::Catchup;
         ReceiverInfo {
             pid: std::process::id(),
-            node: slot.leader.0,
+            node: slot.upstream.0,
             local_role,
-            peer_role: ShownRole::Primary,
-            peer_state: leader.map_or(NodeState::Normal, |said| said.row.state),
+            peer_role: said.map_or(guess, |said| said.row.role),
+            peer_state: said.map_or(NodeState::Normal, |said| said.row.state),
             state: if behind { "Catchup" } else { "Streaming" }.to_string(),
             sender_sent_lsn: end.0,
-            sender_flushed_lsn: leader.and_then(|said| said.row.flushed_lsn),
-            sender_applied_lsn: leader.and_then(|said| said.row.applied_lsn),
+            sender_flushed_lsn: said.and_then(|said| said.row.flushed_lsn),
+            sender_applied_lsn: said.and_then(|said| said.row.applied_lsn),
             received_lsn: self.log.wal.end().end.0,
             written_lsn: self.log.wal.written().0,
             flushed_lsn: flushed.0,
@@ -400,6 +414,7 @@ impl<S: Seam> Node<S> {
             apply_delay_ms: self.config.apply_delay(self.me()).map(|delay| delay.as_millis() as u64),
             me,
             pages: self.pages_status(),
+            format: self.format_status(),
         }
     }
 

@@ -9,7 +9,8 @@ use crate::record::{FrameHeader, HEADER_BYTES};
 use crate::replication::chain::{Chain, ReceivedFrame};
 use crate::replication::receiver::Position;
 use crate::replication::wire::{
-    Ack, Envelope, FramesHead, Heartbeat, HeartbeatAck, Refusal, RefuseReason, StreamRequest, StreamStart,
+    Ack, Envelope, FramesHead, Heartbeat, HeartbeatAck, Path, Refusal, RefuseReason, StreamRequest,
+    StreamStart,
 };
 use crate::replication::{
     FetchServer, Fetched, Fetcher, LogSource, LogView, Message, Outbound, Pulled, Receiver, Sender, Session,
@@ -49,6 +50,7 @@ fn refused_in_words(reason: &RefuseReason) -> &'static str {
         RefuseReason::ChainMismatch { .. } => "WAL damaged",
         RefuseReason::OtherTerm { .. } => "Connecting (another term leads)",
         RefuseReason::TooMany => "Connecting (no free place)",
+        RefuseReason::Loop => "Connecting (the upstream streams from here)",
         _ => "Connecting (the upstream refuses)",
     }
 }
@@ -56,7 +58,8 @@ fn refused_in_words(reason: &RefuseReason) -> &'static str {
 /// Who takes the next step on a link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Reader {
-    Sender(ConnId),
+    /// With the number of its stream.
+    Sender(ConnId, u64),
     Server(ConnId),
     Redo,
     /// The cut of a dropped tail.
@@ -150,28 +153,16 @@ impl<S: Seam> Node<S> {
     }
 
     /// The term in which this node sends its log, if it may.
-    fn sending_term(&self) -> Option<Term> {
+    pub(super) fn sending_term(&self) -> Option<Term> {
         self.role.leading().or_else(|| self.role.following().map(|(_, term)| term))
     }
 
     // ---- upstream side ----
 
     fn on_stream_request(&mut self, conn: ConnId, session: &Session, term: Term, request: &StreamRequest) {
-        let refuse = |reason, text: &str| Refusal { reason, text: text.to_string() };
-        let leader = self.role.leading().map(|_| self.me()).or_else(|| self.role.following().map(|(n, _)| n));
-        let refusal = match self.role.leading() {
-            None => Some(refuse(RefuseReason::NotUpstream { leader }, "this node does not lead")),
-            Some(own) if own != term => {
-                Some(refuse(RefuseReason::OtherTerm { term: own }, "another term leads here"))
-            }
-            Some(_) if self.streams.full() => {
-                Some(refuse(RefuseReason::TooMany, "as many standbys as are served are connected"))
-            }
-            Some(_) => None,
-        };
-        let made = match refusal {
-            Some(refusal) => Err(refusal),
-            None => self.with_view(conn, |view, _| Sender::new(session.peer, request, view)),
+        let made = match self.judge_stream(session, term, request) {
+            Err(refusal) => Err(refusal),
+            Ok(()) => self.with_view(conn, |view, _| Sender::new(session.peer, request, view)),
         };
         match made {
             Ok(sender) => {
@@ -197,7 +188,9 @@ impl<S: Seam> Node<S> {
                     );
                 }
                 let flushed = (Lsn::ZERO, self.now);
-                let slot = SenderSlot { sender, loading: false, heard: self.now, flushed };
+                self.streams.serial += 1;
+                let (serial, cascade) = (self.streams.serial, request.cascade);
+                let slot = SenderSlot { sender, serial, cascade, loading: false, heard: self.now, flushed };
                 self.streams.senders.insert(conn, slot);
                 self.feed(conn);
             }
@@ -219,6 +212,7 @@ impl<S: Seam> Node<S> {
             tip: self.log_tip(),
             oldest: self.log.oldest(),
             commit: self.committed,
+            path: self.own_path().unwrap_or_else(|| Path::of(self.me())),
             eager_acks: self.eager_acks(),
         };
         f(&view, &Source(&self.log.wal))
@@ -269,8 +263,9 @@ impl<S: Seam> Node<S> {
             } else {
                 Some(self.with_view(conn, |view, source| slot.sender.next(view, source)))
             };
+            let reader = Reader::Sender(conn, slot.serial);
             self.streams.senders.insert(conn, slot);
-            return step.map(|s| (s, Reader::Sender(conn)));
+            return step.map(|s| (s, reader));
         }
         let mut slot = self.streams.servers.remove(&conn)?;
         let step = if slot.loading {
@@ -294,7 +289,7 @@ impl<S: Seam> Node<S> {
             }
             Step::Load { from, bytes } => {
                 match reader {
-                    Reader::Sender(conn) => {
+                    Reader::Sender(conn, _) => {
                         self.streams.senders.get_mut(&conn).expect("it asked").loading = true;
                     }
                     Reader::Server(conn) => {
@@ -326,7 +321,11 @@ impl<S: Seam> Node<S> {
         frames: Result<Vec<crate::wal::Frame>, Refusal>,
     ) {
         let step = match reader {
-            Reader::Sender(_) => {
+            Reader::Sender(_, serial) => {
+                // What an ended stream asked for is nothing to the one that took its place.
+                if self.streams.senders.get(&conn).is_none_or(|slot| slot.serial != serial) {
+                    return;
+                }
                 let Some(mut slot) = self.streams.senders.remove(&conn) else { return };
                 slot.loading = false;
                 let step = self.with_view(conn, |view, _| slot.sender.loaded(view, frames));
@@ -407,6 +406,8 @@ impl<S: Seam> Node<S> {
             end: self.log.wal.end().end,
             clock: self.clock(),
             wants_grant: !self.acks_stopped,
+            tip: self.log.wal.end().end,
+            path: Path::of(self.me()),
         };
         let conns: Vec<ConnId> = self.streams.senders.keys().copied().collect();
         for conn in conns {
@@ -445,23 +446,27 @@ impl<S: Seam> Node<S> {
 
     // ---- standby side ----
 
-    /// Asks the followed leader for its stream, if that is due.
+    /// Asks for the stream, if that is due: the leader that is followed, or an upstream on the way.
     pub(super) fn request_stream(&mut self) {
-        let Some((leader, term)) = self.streams.upstream else { return };
+        let Some((leader, term)) = self.streams.leader else { return };
         if self.streams.receiver.is_some() || self.acks_stopped || self.log.tail.is_some() || self.pending {
             return;
         }
         if self.now < self.streams.request_after {
             return;
         }
-        if let Some((_, since)) = self.streams.requested
-            && self.now.since(since) < FETCH_SILENCE
-        {
-            return;
+        if let Some((asked, _, since)) = self.streams.requested {
+            if self.now.since(since) < FETCH_SILENCE {
+                return;
+            }
+            self.streams.parent.refused(self.now, asked);
         }
-        let Some(conn) = self.links.dialed_to(leader) else { return };
-        let request = self.position().request(false);
-        self.streams.requested = Some((conn, self.now));
+        let Some(upstream) = self.choose_upstream(leader) else { return };
+        let Some(conn) = self.links.dialed_to(upstream) else { return };
+        let cascade = self.configured_upstream().is_some();
+        self.streams.asked_as_cascade = cascade;
+        let request = self.position().request(cascade);
+        self.streams.requested = Some((upstream, conn, self.now));
         self.links.send_in(&mut self.seam, conn, self.now, term, &Message::StreamRequest(request));
     }
 
@@ -476,23 +481,29 @@ impl<S: Seam> Node<S> {
     }
 
     fn on_stream_start(&mut self, conn: ConnId, from: NodeId, term: Term, start: &StreamStart) {
-        if self.streams.requested.map(|(c, _)| c) != Some(conn) || self.streams.upstream != Some((from, term))
-        {
+        let asked = self.streams.requested.map(|(_, c, _)| c) == Some(conn);
+        let Some((leader, _)) = self.streams.leader.filter(|(_, followed)| asked && *followed == term) else {
+            return;
+        };
+        self.streams.requested = None;
+        if self.role.accepts_session(leader, term) != Verdict::Accept {
             return;
         }
-        self.streams.requested = None;
-        if self.role.accepts_session(from, term) != Verdict::Accept {
-            return;
+        if start.path.contains(self.me()) {
+            return self.streams.parent.looped(self.now, from);
         }
         let promised = self.role.control().promised;
         let cluster = self.identity_full().cluster;
         match Receiver::start(cluster, term, promised, &self.position(), start) {
             Ok(receiver) => {
-                tracing::info!(leader = %from, %term, from = %start.from, "stream started");
+                tracing::info!(upstream = %from, %leader, %term, from = %start.from, "stream started");
+                let configured = self.configured_upstream();
+                self.streams.parent.started(self.now, from, configured);
+                (self.streams.path, self.streams.upstream_tip) = (start.path, start.end);
                 self.streams.refused = None;
                 self.streams.receiver =
-                    Some(ReceiverSlot { conn, leader: from, receiver, begun_at: start.end });
-                self.leader_heard(from, term, start.end);
+                    Some(ReceiverSlot { conn, leader, upstream: from, receiver, begun_at: start.end });
+                self.stream_heard(term, start.end);
                 self.standby_progress();
                 self.tell_roots();
             }
@@ -501,8 +512,11 @@ impl<S: Seam> Node<S> {
     }
 
     fn on_stream_refuse(&mut self, conn: ConnId, term: Term, refusal: &Refusal) {
-        if self.streams.requested.map(|(c, _)| c) == Some(conn) {
-            self.streams.requested = None;
+        if refusal.reason == RefuseReason::Left {
+            return self.standby_left(conn);
+        }
+        if let Some((asked, ..)) = self.streams.requested.take_if(|(_, c, _)| *c == conn) {
+            self.streams.parent.refused(self.now, asked);
         }
         if self.streams.receiver.as_ref().is_some_and(|r| r.conn == conn) {
             self.streams.receiver = None;
@@ -511,7 +525,7 @@ impl<S: Seam> Node<S> {
         self.streams.refused = Some(refused_in_words(&refusal.reason).to_string());
         self.streams.request_after = self.now + REQUEST_AGAIN;
         if let RefuseReason::OtherTerm { term: promised } = refusal.reason
-            && let Some((by, _)) = self.streams.upstream
+            && let Some((by, _)) = self.streams.leader
         {
             self.tell_role(Input::SessionRefused { by, promised });
         }
@@ -522,14 +536,14 @@ impl<S: Seam> Node<S> {
             return;
         }
         let Some(slot) = self.streams.receiver.as_mut().filter(|r| r.conn == conn) else { return };
-        let leader = slot.leader;
         match slot.receiver.on_frames(term, head, bytes) {
             Ok(frames) => {
                 self.write_received(&frames);
-                self.leader_heard(leader, term, head.end);
+                self.stream_heard(term, head.end);
             }
             Err(error) => {
                 self.streams.receiver = None;
+                self.streams.refused = Some(error.to_string());
                 self.streams.request_after = self.now + REQUEST_AGAIN;
                 self.break_link(conn, &error.to_string());
             }
@@ -543,6 +557,7 @@ impl<S: Seam> Node<S> {
                 self.streams.receiver = None;
                 return;
             }
+            self.format_received(frame.header.version);
             self.note_records(&frame.header, &frame.used[HEADER_BYTES..]);
         }
     }
@@ -577,8 +592,10 @@ impl<S: Seam> Node<S> {
             {
                 tracing::warn!(%error, "heartbeat refused");
             }
-            self.data.leader_clock(beat.clock);
-            self.leader_heard(from, term, beat.end);
+            if !self.heartbeat_from_above(from, term, beat) {
+                return;
+            }
+            // Only the leader itself asks for a grant, and only on its own stream is it given one.
             granted =
                 beat.wants_grant && !self.acks_stopped && self.role.grant(self.now, from, term, beat.sent);
         }
@@ -587,8 +604,18 @@ impl<S: Seam> Node<S> {
         self.links.send_in(&mut self.seam, conn, self.now, session, &Message::HeartbeatAck(answer));
     }
 
-    fn leader_heard(&mut self, leader: NodeId, term: Term, end: Lsn) {
+    /// The upstream has sent something of the log. Of the leader it tells only when the leader is the upstream.
+    fn stream_heard(&mut self, term: Term, end: Lsn) {
+        let Some(slot) = &self.streams.receiver else { return };
+        match slot.upstream == slot.leader {
+            true => self.leader_heard(slot.leader, term, end),
+            false => self.streams.leader_end = self.streams.leader_end.max(end),
+        }
+    }
+
+    pub(super) fn leader_heard(&mut self, leader: NodeId, term: Term, end: Lsn) {
         self.streams.leader_end = end;
+        self.streams.leader_lag.note(end, self.now);
         self.streams.leader_heard = self.now;
         self.tell_role(Input::Heartbeat { leader, term, end });
     }
@@ -612,6 +639,9 @@ impl<S: Seam> Node<S> {
         let ack = if allowed { slot.receiver.take_ack() } else { None };
         if let Some(ack) = ack {
             self.links.send_in(&mut self.seam, conn, self.now, session, &Message::Ack(ack));
+        }
+        if commit > self.committed.lsn() && !self.streams.senders.is_empty() {
+            self.announce_commit();
         }
         self.set_committed(commit);
         if awaited {
@@ -718,7 +748,7 @@ impl<S: Seam> Node<S> {
 
     /// Age of the last word from the followed leader.
     pub(super) fn leader_silence(&self) -> Option<Duration> {
-        self.streams.upstream?;
+        self.streams.leader?;
         Some(self.now.since(self.streams.leader_heard))
     }
 }

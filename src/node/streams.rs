@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use crate::base::limits::DIRECT_STANDBYS_MAX;
 use crate::base::{Lsn, Mono, NodeId, Term};
 use crate::io::ConnId;
-use crate::replication::{FetchServer, Fetcher, LagClock, Progress, Receiver, Sender};
+use crate::replication::wire::Path;
+use crate::replication::{FetchServer, Fetcher, LagClock, Parent, Progress, Receiver, Sender};
 
 /// A standby below this node.
 pub struct SenderSlot {
     pub sender: Sender,
+    /// Tells this stream from an earlier one on the same link.
+    pub serial: u64,
+    /// It asked as a cascaded standby.
+    pub cascade: bool,
     /// A log read for it is under way.
     pub loading: bool,
     /// Newest heartbeat that it answered.
@@ -28,8 +32,10 @@ pub struct ServerSlot {
 pub struct ReceiverSlot {
     pub conn: ConnId,
     pub leader: NodeId,
+    /// Who sends: the leader itself, or a standby on the way.
+    pub upstream: NodeId,
     pub receiver: Receiver,
-    /// Where the leader's log ended when the stream started.
+    /// Where the upstream's log ended when the stream started.
     pub begun_at: Lsn,
 }
 
@@ -50,9 +56,20 @@ pub struct Streams {
     pub servers: BTreeMap<ConnId, ServerSlot>,
     pub receiver: Option<ReceiverSlot>,
     /// Whom to follow.
-    pub upstream: Option<(NodeId, Term)>,
-    /// A request is out on this link since then.
-    pub requested: Option<(ConnId, Mono)>,
+    pub leader: Option<(NodeId, Term)>,
+    /// From whom to stream.
+    pub parent: Parent,
+    /// From the leader down to the node that streams to this one, and the end of that node's log.
+    pub path: Path,
+    pub upstream_tip: Lsn,
+    /// Number of the leader's newest heartbeat in this term.
+    pub beat_seen: u64,
+    /// Numbers the streams to nodes below.
+    pub serial: u64,
+    /// A request is out to this node on this link since then.
+    pub requested: Option<(NodeId, ConnId, Mono)>,
+    /// The newest request said that this node is a cascaded standby.
+    pub asked_as_cascade: bool,
     /// No request before this moment: the last one was refused.
     pub request_after: Mono,
     /// Why the last request was refused.
@@ -64,18 +81,26 @@ pub struct Streams {
     /// The followed leader's end of log, and when it was heard.
     pub leader_end: Lsn,
     pub leader_heard: Mono,
+    /// When the followed leader's log reached which end.
+    pub leader_lag: LagClock,
     /// When the commit index reached which position.
     pub commit_lag: LagClock,
 }
 
 impl Streams {
-    pub fn new() -> Streams {
+    pub fn new(seed: u64) -> Streams {
         Streams {
             senders: BTreeMap::new(),
             servers: BTreeMap::new(),
             receiver: None,
-            upstream: None,
+            leader: None,
+            parent: Parent::new(seed),
+            path: Path::default(),
+            upstream_tip: Lsn::ZERO,
+            beat_seen: 0,
+            serial: 0,
             requested: None,
+            asked_as_cascade: false,
             request_after: Mono(0),
             refused: None,
             fetch: None,
@@ -84,6 +109,7 @@ impl Streams {
             beat_at: Mono(0),
             leader_end: Lsn::ZERO,
             leader_heard: Mono(0),
+            leader_lag: LagClock::new(),
             commit_lag: LagClock::new(),
         }
     }
@@ -107,20 +133,19 @@ impl Streams {
     pub fn follow(&mut self, leader: NodeId, term: Term) {
         self.unfollow();
         self.senders.clear();
-        self.upstream = Some((leader, term));
+        self.leader = Some((leader, term));
         self.request_after = Mono(0);
+        self.parent.begin_anew();
+        self.beat_seen = 0;
+        self.leader_lag = LagClock::new();
     }
 
     pub fn unfollow(&mut self) {
-        self.upstream = None;
+        self.leader = None;
         self.receiver = None;
         self.requested = None;
         self.refused = None;
         self.fetch = None;
-    }
-
-    pub fn full(&self) -> bool {
-        self.senders.len() >= DIRECT_STANDBYS_MAX
     }
 
     /// The lowest position that somebody connected may still ask for.
@@ -134,7 +159,7 @@ impl Streams {
         if self.receiver.as_ref().is_some_and(|r| r.conn == conn) {
             self.receiver = None;
         }
-        if self.requested.is_some_and(|(c, _)| c == conn) {
+        if self.requested.is_some_and(|(_, c, _)| c == conn) {
             self.requested = None;
         }
         self.senders.remove(&conn)

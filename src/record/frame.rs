@@ -3,7 +3,8 @@
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{Corrupt, FORMAT_VERSION};
+use super::Corrupt;
+use crate::base::format;
 use crate::base::limits::{BLOCK_BYTES, FRAME_BYTES_MAX};
 use crate::base::{ClusterId, CommittedLsn, Digest, FlushedLsn, Lsn, Term, WallMs};
 
@@ -35,6 +36,29 @@ struct Raw {
 }
 
 const _: () = assert!(size_of::<Raw>() == HEADER_BYTES);
+
+impl Raw {
+    fn header(&self, kind: FrameKind) -> FrameHeader {
+        FrameHeader {
+            version: self.version.get(),
+            kind,
+            cluster: ClusterId(self.cluster.get()),
+            term: Term { number: self.term_number.get(), id: self.term_id.get() },
+            segment: self.segment.get(),
+            first: Lsn(self.first_lsn.get()),
+            length: self.length.get(),
+            payload_len: self.payload_len.get(),
+            records: self.records.get(),
+            transactions: self.transactions.get(),
+            previous: Digest(self.previous.get()),
+            durable: FlushedLsn(Lsn(self.durable_lsn.get())),
+            commit: CommittedLsn(Lsn(self.commit_lsn.get())),
+            clock: WallMs(self.clock_ms.get()),
+            digest: Digest(self.digest.get()),
+        }
+    }
+}
+
 /// The digest covers everything in front of it, and the payload.
 const DIGEST_AT: usize = HEADER_BYTES - 16;
 
@@ -50,6 +74,8 @@ pub enum FrameKind {
 /// A frame header in memory. `digest` is filled by [`FrameHeader::seal`] and checked by [`FrameHeader::verify`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FrameHeader {
+    /// Format of the frame and its records.
+    pub version: u16,
     pub kind: FrameKind,
     pub cluster: ClusterId,
     /// The term that wrote the frame. Never changes; old-term frames are legal during catch-up.
@@ -87,7 +113,7 @@ impl FrameHeader {
     fn raw(&self) -> Raw {
         Raw {
             magic: U32::new(MAGIC),
-            version: U16::new(FORMAT_VERSION),
+            version: U16::new(self.version),
             kind: match self.kind {
                 FrameKind::Data => 0,
                 FrameKind::Filler => 1,
@@ -127,7 +153,7 @@ impl FrameHeader {
         if raw.magic.get() != MAGIC {
             return Err(Corrupt("no frame magic"));
         }
-        if raw.version.get() != FORMAT_VERSION {
+        if !format::speaks(raw.version.get()) {
             return Err(Corrupt("frame of another format version"));
         }
         let kind = match raw.kind {
@@ -135,22 +161,27 @@ impl FrameHeader {
             1 => FrameKind::Filler,
             _ => return Err(Corrupt("unknown frame kind")),
         };
-        let header = FrameHeader {
-            kind,
-            cluster: ClusterId(raw.cluster.get()),
-            term: Term { number: raw.term_number.get(), id: raw.term_id.get() },
-            segment: raw.segment.get(),
-            first: Lsn(raw.first_lsn.get()),
-            length: raw.length.get(),
-            payload_len: raw.payload_len.get(),
-            records: raw.records.get(),
-            transactions: raw.transactions.get(),
-            previous: Digest(raw.previous.get()),
-            durable: FlushedLsn(Lsn(raw.durable_lsn.get())),
-            commit: CommittedLsn(Lsn(raw.commit_lsn.get())),
-            clock: WallMs(raw.clock_ms.get()),
-            digest: Digest(raw.digest.get()),
-        };
+        let header = raw.header(kind);
+        header.fits()?;
+        Ok(header)
+    }
+
+    /// A sealed frame of a newer format than this build speaks, judged by what no version may change: magic, version,
+    /// cluster, segment, first LSN, length, payload length and digest keep their places and meanings, and the digest
+    /// covers what it covers here. So a frame of a newer baton is told from a torn one, which no digest holds together.
+    ///
+    /// `None` for anything else. The header still has to be verified, with [`FrameHeader::used`] bytes.
+    pub fn newer(bytes: &[u8]) -> Option<FrameHeader> {
+        let (raw, _) = Raw::read_from_prefix(bytes).ok()?;
+        let header = raw.header(FrameKind::Data);
+        let newer = raw.magic.get() == MAGIC && raw.version.get() > format::newest();
+        let whole = header.used() <= header.length as usize && header.used() <= FRAME_BYTES_MAX;
+        (newer && whole).then_some(header)
+    }
+
+    /// What is checked of a header by itself.
+    fn fits(&self) -> Result<(), Corrupt> {
+        let (header, kind) = (self, self.kind);
         let length = header.length as usize;
         if length == 0
             || !length.is_multiple_of(BLOCK_BYTES)
@@ -166,7 +197,7 @@ impl FrameHeader {
             _ if header.first.0.checked_add(u64::from(header.length)).is_none() => {
                 Err(Corrupt("frame end overflows"))
             }
-            _ => Ok(header),
+            _ => Ok(()),
         }
     }
 
@@ -204,6 +235,7 @@ mod tests {
         let mut frame = vec![0u8; length];
         frame[HEADER_BYTES..HEADER_BYTES + payload.len()].copy_from_slice(payload);
         let mut header = FrameHeader {
+            version: format::FORMAT_VERSION,
             kind: FrameKind::Data,
             cluster: ClusterId(7),
             term: Term { number: 3, id: 9 },
@@ -244,6 +276,21 @@ mod tests {
             };
             assert!(found, "flip of bit {bit} passed");
         }
+    }
+
+    #[test]
+    fn a_frame_of_a_newer_format_is_told_from_a_torn_one() {
+        let (mut header, mut frame) = sample(b"of the future");
+        assert_eq!(FrameHeader::newer(&frame), None, "this build's own");
+        header.version = format::newest() + 1;
+        header.seal(&mut frame);
+        assert_eq!(FrameHeader::decode(&frame), Err(Corrupt("frame of another format version")));
+        let newer = FrameHeader::newer(&frame).unwrap();
+        assert_eq!((newer.version, newer.first), (format::newest() + 1, header.first));
+        newer.verify(&frame).unwrap();
+        // The same header without its payload is a torn frame, whatever version it names.
+        frame[HEADER_BYTES] ^= 1;
+        assert!(FrameHeader::newer(&frame).unwrap().verify(&frame).is_err());
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! Invariants:
 //! - a decoded value owns nothing larger than the bytes it was decoded from;
 //! - bytes from disk or network never panic: every reader returns [`Corrupt`];
-//! - the layouts here are drawn byte by byte in `docs/format.md`; changing one means a new [`FORMAT_VERSION`].
+//! - the layouts here are drawn byte by byte in `docs/format.md`; changing one means a new
+//!   [`crate::base::format::FORMAT_VERSION`]; what stays for ever is named at [`FrameHeader::newer`].
 
 pub mod frame;
 pub mod key;
@@ -16,8 +17,6 @@ pub mod records;
 pub use frame::{FrameHeader, FrameKind, HEADER_BYTES, padded};
 pub use records::{Record, RecordReader, RecordWriter};
 
-/// Version of frames and records written by this build.
-pub const FORMAT_VERSION: u16 = 1;
 /// Version of the checkpoint merge: equal inputs give equal tree shapes only within one merge version.
 pub const MERGE_VERSION: u16 = 1;
 

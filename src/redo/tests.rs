@@ -220,6 +220,7 @@ fn random_log(rng: &mut Prng, frames: usize) -> Vec<(FrameHeader, SharedSlice)> 
         let mut frame = vec![0; HEADER_BYTES];
         frame.extend_from_slice(writer.bytes());
         let header = FrameHeader {
+            version: crate::base::format::FORMAT_VERSION,
             kind: FrameKind::Data,
             cluster: ClusterId(1),
             term: Term::NONE,

@@ -21,6 +21,11 @@ pub struct ReceivedFrame {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ChainError {
     Corrupt(Corrupt),
+    /// A whole frame of a format that this build does not speak.
+    Newer {
+        at: Lsn,
+        version: u16,
+    },
     OtherCluster(ClusterId),
     /// The frame does not begin where the log ends.
     Gap {
@@ -45,6 +50,9 @@ impl fmt::Display for ChainError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ChainError::Corrupt(what) => write!(f, "corrupt frame: {what}"),
+            ChainError::Newer { at, version } => {
+                write!(f, "the log at {at} is written by a newer baton (format {version})")
+            }
             ChainError::OtherCluster(cluster) => write!(f, "frame of cluster {cluster}"),
             ChainError::Gap { want, got } => write!(f, "frame at {got}, log ends at {want}"),
             ChainError::BrokenChain { at } => write!(f, "frame at {at} does not continue this log"),
@@ -110,6 +118,11 @@ impl Chain {
     }
 
     fn next(&self, tip: &LogTip, rest: &mut Bytes) -> Result<ReceivedFrame, ChainError> {
+        if let Some(newer) = FrameHeader::newer(rest)
+            && newer.verify(rest).is_ok()
+        {
+            return Err(ChainError::Newer { at: newer.first, version: newer.version });
+        }
         let header = FrameHeader::decode(rest).map_err(ChainError::Corrupt)?;
         header.verify(rest).map_err(ChainError::Corrupt)?;
         if header.cluster != self.cluster {

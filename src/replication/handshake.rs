@@ -21,10 +21,9 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 use super::wire::{
-    Challenge, ENVELOPE_BYTES, GoodbyeReason, HANDSHAKE_VERSION, Hello, Message, Stamped, VERSION_MAX,
-    VERSION_MIN, encode,
+    Challenge, ENVELOPE_BYTES, GoodbyeReason, HANDSHAKE_VERSION, Hello, Message, Stamped, encode,
 };
-use crate::base::{ClusterId, Incarnation, NodeId, Term};
+use crate::base::{ClusterId, Incarnation, NodeId, Term, format};
 
 /// The shared secret of a cluster's peers. Never shown.
 #[derive(Clone)]
@@ -165,7 +164,9 @@ impl fmt::Display for HandshakeError {
             }
             HandshakeError::NoCommonVersion { theirs: (min, max) } => write!(
                 f,
-                "the peer speaks protocol versions {min}..{max}, this node {VERSION_MIN}..{VERSION_MAX}"
+                "the peer speaks protocol versions {min}..{max}, this node {}..{}: upgrade one version at a time",
+                format::oldest(),
+                format::newest()
             ),
             HandshakeError::UnknownNode(node) => write!(f, "node {node} is not a member of this cluster"),
             HandshakeError::WrongNode { wanted, found } => {
@@ -239,8 +240,8 @@ impl Dialer {
             incarnation: identity.incarnation,
             run: identity.run,
             wants,
-            version_min: VERSION_MIN,
-            version_max: VERSION_MAX,
+            version_min: format::oldest(),
+            version_max: format::newest(),
             nonce,
         };
         Dialer { identity, hello, secret, state: DialerState::AwaitChallenge }
@@ -391,14 +392,14 @@ impl Acceptor {
             return Err(HandshakeError::WrongNode { wanted: hello.wants, found: self.identity.node });
         }
         let range = (hello.version_min, hello.version_max);
-        let version = common_version((VERSION_MIN, VERSION_MAX), range)
+        let version = common_version((format::oldest(), format::newest()), range)
             .ok_or(HandshakeError::NoCommonVersion { theirs: range })?;
         Ok(Challenge {
             node: self.identity.node,
             incarnation: self.identity.incarnation,
             run: self.identity.run,
-            version_min: VERSION_MIN,
-            version_max: VERSION_MAX,
+            version_min: format::oldest(),
+            version_max: format::newest(),
             version,
             nonce: self.nonce,
         })

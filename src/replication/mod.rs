@@ -9,6 +9,7 @@
 //! - [`chain`]: the checks that every received frame passes before it may be written;
 //! - [`sender`]: one per standby, on the upstream side;
 //! - [`receiver`]: the standby side of one stream session;
+//! - [`parent`]: whom a cascaded standby streams from;
 //! - [`fetch`]: a bounded range of the log, for fast-forward and repair;
 //! - [`progress`]: who holds what, the commit index, and the lag.
 //!
@@ -27,6 +28,7 @@
 pub mod chain;
 pub mod fetch;
 pub mod handshake;
+pub mod parent;
 pub mod progress;
 pub mod receiver;
 pub mod sender;
@@ -37,6 +39,7 @@ pub use fetch::{FetchServer, Fetched, Fetcher};
 pub use handshake::{
     Acceptor, Admission, Dialer, HandshakeError, Identity, Peer, Roster, Secret, Session, Turn,
 };
+pub use parent::Parent;
 pub use progress::{LagClock, PeerProgress, Progress, StreamKind, Watermarks};
 pub use receiver::{Position, Receiver, ReceiverError};
 pub use sender::{Frame, LogSource, LogView, Outbound, Pulled, Sender, SenderError, SenderState, Step};

@@ -6,7 +6,7 @@ use std::fmt;
 
 use super::handshake::Peer;
 use super::wire::{
-    Ack, FramesHead, Kind, LogTip, Message, Refusal, RefuseReason, Stamped, StreamRequest, StreamStart,
+    Ack, FramesHead, Kind, LogTip, Message, Path, Refusal, RefuseReason, Stamped, StreamRequest, StreamStart,
     encode, encode_frames_head,
 };
 use crate::base::limits::{FRAME_BYTES_MAX, GROUP_BYTES_SOFT, PEER_MESSAGE_BYTES_MAX, SEND_WINDOW_BYTES};
@@ -67,6 +67,8 @@ pub struct LogView<'a> {
     /// Below this the segments are gone.
     pub oldest: Lsn,
     pub commit: CommittedLsn,
+    /// From the leader down to this upstream.
+    pub path: Path,
     /// Somebody waits for more than flushes: standbys acknowledge every move at once.
     pub eager_acks: bool,
 }
@@ -350,6 +352,7 @@ impl Sender {
             from: self.sent,
             commit: view.commit,
             end: view.tip.end,
+            path: view.path,
             history: view.history.clone(),
         };
         encode(&view.stamped(), &Message::StreamStart(start), &mut out.head);

@@ -7,14 +7,13 @@ use super::history::History;
 use super::policy::{Generation, PendingGeneration};
 use crate::base::limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN, SHARDS_MAX};
 use crate::base::planted::{Bug, planted};
-use crate::base::{ClusterId, CommittedLsn, Digest, Incarnation, NodeId, Term};
+use crate::base::{ClusterId, CommittedLsn, Digest, Incarnation, NodeId, Term, format};
 
 /// Bytes of one encoded control image, a whole number of blocks.
 pub const CONTROL_BYTES: usize = 16 << 10;
 /// Longest cluster name.
 pub const CLUSTER_NAME_MAX: usize = 64;
 const MAGIC: u64 = u64::from_le_bytes(*b"BATONCTL");
-const VERSION: u16 = 1;
 /// The digest covers everything in front of it.
 const DIGEST_AT: usize = CONTROL_BYTES - 16;
 
@@ -67,6 +66,9 @@ pub struct ControlState {
     pub last_led: Term,
     /// How often a process started on this folder.
     pub starts: u64,
+    /// The format that this log is written in, and the version of this file: once the cluster has finalized a newer one,
+    /// no older build opens the folder.
+    pub format: u16,
     /// A switchover that this node took part in and whose end it has not seen.
     pub operation: Option<Operation>,
 }
@@ -153,6 +155,7 @@ impl ControlState {
             known_committed: CommittedLsn::ZERO,
             last_led: Term::NONE,
             starts: 0,
+            format: format::oldest(),
             operation: None,
         }
     }
@@ -161,7 +164,7 @@ impl ControlState {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(CONTROL_BYTES);
         out.u64(MAGIC);
-        out.u16(VERSION);
+        out.u16(self.format);
         out.u64(self.generation);
         out.u128(self.cluster.0);
         out.u8(self.cluster_name.len() as u8);
@@ -210,14 +213,16 @@ impl ControlState {
             return Err(BadCopy::Unreadable("its checksum does not match"));
         }
         match reader.u16() {
-            Some(VERSION) => decode_body(&mut reader).ok_or(BadCopy::Unreadable("a field is out of range")),
+            Some(version) if format::speaks(version) => {
+                decode_body(&mut reader, version).ok_or(BadCopy::Unreadable("a field is out of range"))
+            }
             Some(version) => Err(BadCopy::OtherFormat(version)),
             None => Err(BadCopy::Unreadable("it is too short")),
         }
     }
 }
 
-fn decode_body(reader: &mut Reader<'_>) -> Option<ControlState> {
+fn decode_body(reader: &mut Reader<'_>, format: u16) -> Option<ControlState> {
     let generation = reader.u64()?;
     let cluster = ClusterId(reader.u128()?);
     let name_len = usize::from(reader.u8()?);
@@ -248,6 +253,7 @@ fn decode_body(reader: &mut Reader<'_>) -> Option<ControlState> {
         known_committed: reader.committed()?,
         last_led: reader.term()?,
         starts: reader.u64()?,
+        format,
         operation: operation(reader)?,
     };
     Some(state)
@@ -343,10 +349,17 @@ impl fmt::Display for ControlError {
             ControlError::ForeignNode { found } => {
                 write!(f, "the data folder belongs to node {found}: check the folder and the node's id")
             }
+            ControlError::OtherFormat { version } if *version > format::newest() => write!(
+                f,
+                "this folder was written by a newer baton (format {version}, this build reads up to {}): start the newer \
+                 build; nothing was touched",
+                format::newest()
+            ),
             ControlError::OtherFormat { version } => write!(
                 f,
-                "the control file has format version {version}, this build reads version {VERSION}: use the build \
-                 that wrote it"
+                "the control file has format version {version}, this build reads {} to {}: upgrade one version at a time",
+                format::oldest(),
+                format::newest()
             ),
         }
     }

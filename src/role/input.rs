@@ -28,6 +28,8 @@ pub struct LogView {
 /// One event. Tickets tie an answer to the effect that asked for it; a late answer to an abandoned step is ignored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
+    /// The log is written in this format from now on, or a frame of it came in: the control file names it, for good.
+    FormatWanted { version: u16 },
     /// Call at least every [`super::machine::TICK`].
     Tick,
     /// An operator, an agent or the start mode asks. Answered by exactly one [`Effect::Reply`] with the same `op`.

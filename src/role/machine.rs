@@ -359,6 +359,12 @@ impl RoleMachine {
                 }
                 self.persist(out);
             }
+            Input::FormatWanted { version } => {
+                if version > self.control.format {
+                    self.control.format = version;
+                    self.persist(out);
+                }
+            }
             Input::LogFailed => self.fail_log(out),
             Input::DiskStalled { stalled } => self.disk_stalled(now, log, stalled, out),
             Input::TraitsChanged { traits } => self.config.traits = traits,

@@ -32,6 +32,15 @@ impl Geometry {
         Ok(header)
     }
 
+    /// The header of a newer format at position `at` of this log, not verified yet.
+    pub fn newer(&self, at: Lsn, bytes: &[u8]) -> Option<FrameHeader> {
+        let header = FrameHeader::newer(bytes)?;
+        let here = header.cluster == self.cluster
+            && header.first == at
+            && header.segment == at.segment(self.segment_bytes);
+        here.then_some(header)
+    }
+
     /// Everything about a decoded header that needs neither payload, chain nor history.
     pub fn check(&self, at: Lsn, header: &FrameHeader) -> Result<(), Corrupt> {
         if header.cluster != self.cluster {
@@ -74,6 +83,11 @@ impl Geometry {
         let mut need = None;
         while bytes.len() - from >= BLOCK_BYTES {
             let rest = &bytes[from..];
+            if let Some(newer) = self.newer(next, rest)
+                && newer.verify(rest).is_ok()
+            {
+                return Err(ScanError::Newer { at: next, version: newer.version });
+            }
             let header = self.header(next, rest).map_err(|why| ScanError::Bad { at: next, why })?;
             if rest.len() < header.used() {
                 need = Some(header.used().next_multiple_of(BLOCK_BYTES));

@@ -66,6 +66,8 @@ pub enum ScanError {
     Io { at: Lsn, error: io::Error },
     /// The bytes at `at` are not the frame that belongs there.
     Bad { at: Lsn, why: Corrupt },
+    /// At `at` stands a whole frame of a newer format: neither a torn tail nor damage.
+    Newer { at: Lsn, version: u16 },
 }
 
 /// The log cannot be recovered now.
@@ -75,6 +77,8 @@ pub enum RecoverError {
     List(io::Error),
     /// The disk refused to give bytes of the log. This says nothing about where the log ends.
     Read { at: Lsn, error: io::Error },
+    /// The log was written by a newer baton: nothing of it may be judged, cut or written here.
+    Newer { at: Lsn, version: u16 },
     /// The disk did not take again what it had given: nothing that was read may be counted on.
     Settle { at: Lsn, error: io::Error },
 }
@@ -131,11 +135,22 @@ impl fmt::Display for TruncateError {
     }
 }
 
+/// What an operator does about it stands in the sentence.
+fn newer(f: &mut fmt::Formatter<'_>, at: Lsn, version: u16) -> fmt::Result {
+    let newest = crate::base::format::newest();
+    write!(
+        f,
+        "the log at {at} was written by a newer baton (format {version}, this build reads up to {newest}): start the \
+         newer build"
+    )
+}
+
 impl fmt::Display for ScanError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ScanError::Io { at, error } => write!(f, "cannot read the log at {at}: {error}"),
             ScanError::Bad { at, why } => write!(f, "bad frame at {at}: {why}"),
+            ScanError::Newer { at, version } => newer(f, *at, *version),
         }
     }
 }
@@ -145,6 +160,7 @@ impl fmt::Display for RecoverError {
         match self {
             RecoverError::List(error) => write!(f, "cannot list the log folder: {error}"),
             RecoverError::Read { at, error } => write!(f, "cannot read the log at {at}: {error}"),
+            RecoverError::Newer { at, version } => newer(f, *at, *version),
             RecoverError::Settle { at, error } => {
                 write!(f, "the end of the log cannot be written again at {at}: {error}")
             }

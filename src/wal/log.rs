@@ -64,6 +64,8 @@ pub struct Wal {
     recent: Recent,
     pipeline: Pipeline,
     pool: BufferPool,
+    /// Format of the frames that are sealed here.
+    version: u16,
 }
 
 impl Wal {
@@ -94,7 +96,14 @@ impl Wal {
             recent: Recent::new(config.recent_bytes),
             pipeline,
             pool: BufferPool::new(config.recent_bytes / 4),
+            version: crate::base::format::oldest(),
         }
+    }
+
+    /// Frames are sealed in this format from now on.
+    pub fn write_format(&mut self, version: u16) {
+        assert!(crate::base::format::speaks(version), "only what this build speaks");
+        self.version = version;
     }
 
     // ---- the leader's side
@@ -169,6 +178,7 @@ impl Wal {
         };
         assert!(length <= rest);
         let mut header = FrameHeader {
+            version: self.version,
             kind,
             cluster: self.config.cluster,
             term: marks.term,

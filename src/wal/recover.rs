@@ -4,7 +4,8 @@
 //! the highest such promise: its own mark, the known commit of its control file (no node knows a commit beyond its own
 //! flush), and the durable end carried by frames beyond x that this node sealed itself. m > x is damage, and a peer must
 //! repair it. Otherwise the tail is torn: with several writes in flight a crash leaves holes, and nothing beyond x was
-//! ever acknowledged here. The durable end in a frame of another leader tells of that leader's disk and nothing of this
+//! ever acknowledged here. A whole frame of a newer format is neither: its baton may have acknowledged it, so recovery
+//! ends there and touches nothing. The durable end in a frame of another leader tells of that leader's disk and nothing of this
 //! one: after a loss of power everywhere, standbys that took it for their own promise would all call themselves damaged.
 //!
 //! Bytes that can be read need not be durable. After a failed flush, or a mere kill, they may stand in a cache alone, and a
@@ -129,8 +130,8 @@ pub fn recover_watched(
                 clock = frame.header.clock;
                 watch(&frame);
             }
-            Err(ScanError::Io { at, error }) => return Err(RecoverError::Read { at, error }),
             Err(ScanError::Bad { .. }) => break,
+            Err(error) => return Err(read_error(error)),
         }
     }
     let (end, chain_known) = (scan.end(), scan.chain_known());
@@ -233,8 +234,8 @@ fn chain_before(
     let start = Lsn(segment * params.segment_bytes);
     let mut scan = FrameScan::new(reader, geometry, start, params.from, None).judged_by(params.term_at);
     match scan.by_ref().find_map(Result::err) {
-        Some(ScanError::Io { at, error }) => Err(RecoverError::Read { at, error }),
         Some(ScanError::Bad { .. }) => Ok(None),
+        Some(error) => Err(read_error(error)),
         None => Ok(Some(scan.end()).filter(|end| end.end == params.from)),
     }
 }
@@ -319,6 +320,7 @@ fn oldest_readable(
 fn read_error(error: ScanError) -> RecoverError {
     match error {
         ScanError::Io { at, error } => RecoverError::Read { at, error },
+        ScanError::Newer { at, version } => RecoverError::Newer { at, version },
         ScanError::Bad { .. } => unreachable!("looking at one position reports bad bytes as a finding"),
     }
 }

@@ -82,6 +82,13 @@ impl<'a> Window<'a> {
     /// What stands at `at`, judged without chain and history.
     pub fn frame_at(&mut self, at: Lsn) -> Result<Found, ScanError> {
         let bytes = self.bytes(at, BLOCK_BYTES)?;
+        if let Some(header) = self.geometry.newer(at, &bytes) {
+            let whole =
+                if bytes.len() < header.used() { self.bytes(at, header.used())? } else { bytes.clone() };
+            if header.verify(&whole).is_ok() {
+                return Err(ScanError::Newer { at, version: header.version });
+            }
+        }
         let header = match self.geometry.header(at, &bytes) {
             Ok(header) => header,
             Err(why) => return Ok(Found::Nothing(why)),

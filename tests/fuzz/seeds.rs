@@ -8,7 +8,7 @@ use baton::record::key::{Meta, meta_key};
 use baton::record::{FrameHeader, FrameKind, HEADER_BYTES, Record, RecordWriter, padded};
 use baton::replication::LogTip;
 use baton::replication::wire::{
-    Challenge, FramesHead, GoodbyeReason, HANDSHAKE_VERSION, Hello, Message, Stamped, StreamRequest,
+    Challenge, FramesHead, GoodbyeReason, HANDSHAKE_VERSION, Hello, Message, Path, Stamped, StreamRequest,
     StreamStart, encode,
 };
 use baton::resp::write_request;
@@ -125,6 +125,7 @@ fn messages() -> Vec<Message> {
             from: Lsn(8192),
             commit: CommittedLsn(Lsn(4096)),
             end: Lsn(12288),
+            path: Path::of(NodeId(1)),
             history: history(),
         }),
         Message::Frames { head: frames_head, bytes: frames.clone() },
@@ -218,6 +219,7 @@ fn segment(count: u64) -> Vec<u8> {
 
 fn frame(at: usize, length: usize, payload_len: usize, previous: Digest) -> FrameHeader {
     FrameHeader {
+        version: baton::base::format::FORMAT_VERSION,
         kind: FrameKind::Data,
         cluster: CLUSTER,
         term: TERM,

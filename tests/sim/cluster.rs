@@ -26,10 +26,28 @@ pub struct Machine {
     pub host: HostId,
     pub config: Config,
     pub node: Option<Node<SimSeam>>,
+    /// Plays a build with this newest format.
+    pub format: Option<u16>,
     /// Starts again at this moment.
     pub start_at: Option<Mono>,
     /// How the last process ended by itself.
     pub exit: Option<u8>,
+}
+
+/// The build that a machine runs, while something of it runs.
+struct Build;
+
+impl Build {
+    fn played(newest: Option<u16>) -> Build {
+        baton::base::format::play_on_this_thread(newest);
+        Build
+    }
+}
+
+impl Drop for Build {
+    fn drop(&mut self) {
+        baton::base::format::play_on_this_thread(None);
+    }
 }
 
 /// The cluster and one host for clients.
@@ -59,7 +77,9 @@ pub fn client_addr(node: u16) -> SocketAddr {
 pub const STORED: &str = "#stored\n";
 
 /// The configuration of one of `nodes` nodes. Small segments, so that runs cross many of them.
-pub fn config_of(node: u16, nodes: u16, extra: &str) -> Config {
+///
+/// `tree` names the upstreams of cascaded standbys: (node, upstream).
+pub fn config_of(node: u16, nodes: u16, extra: &str, tree: &[(u16, u16)]) -> Config {
     // A store folder would not reach from one simulated machine to the next: the harness plays the store.
     let (stored, extra) = match extra.strip_prefix(STORED) {
         Some(rest) => (true, rest),
@@ -79,6 +99,9 @@ pub fn config_of(node: u16, nodes: u16, extra: &str) -> Config {
             ip(member),
             ip(member)
         ));
+        if let Some((_, upstream)) = tree.iter().find(|(below, _)| *below == member) {
+            text.push_str(&format!("upstream = {upstream}\n"));
+        }
     }
     let mut config =
         parse(&text, Path::new("/data")).unwrap_or_else(|mistakes| panic!("{mistakes:?}\n{text}"));
@@ -92,17 +115,22 @@ pub fn config_of(node: u16, nodes: u16, extra: &str) -> Config {
 impl Cluster {
     /// Initialises `nodes` machines and starts them, the first with `-M primary`.
     pub fn new(seed: u64, nodes: u16, sim: SimConfig, extra: &str) -> Cluster {
+        Cluster::with_tree(seed, nodes, sim, extra, &[])
+    }
+
+    /// The same with cascaded standbys: (node, upstream).
+    pub fn with_tree(seed: u64, nodes: u16, sim: SimConfig, extra: &str, tree: &[(u16, u16)]) -> Cluster {
         let world = World::new(seed, sim);
         let mut machines = Vec::new();
         let cluster_id = Some(ClusterId(0xC1));
         for node in 1..=nodes {
             let host = world.add_host(ip(node));
-            let config = config_of(node, nodes, extra);
+            let config = config_of(node, nodes, extra, tree);
             let mut seam = world.seam(host);
             init_on(&mut seam, InitOptions { config: config.clone(), cluster_id })
                 .unwrap_or_else(|e| panic!("init of node {node}: {e:?}"));
             drop(seam);
-            machines.push(Machine { host, config, node: None, start_at: None, exit: None });
+            machines.push(Machine { host, config, node: None, format: None, start_at: None, exit: None });
         }
         let client_host = world.add_host(ip(100));
         let client = world.seam(client_host);
@@ -132,6 +160,7 @@ impl Cluster {
         machine.exit = None;
         let seam = self.world.seam(machine.host);
         let _told = watch::node(node, self.world.now());
+        let _build = Build::played(machine.format);
         // Nodes that divide redo differently must come to the same shards.
         let options = BootOptions {
             role,
@@ -230,6 +259,7 @@ impl Cluster {
         let host = machine.host;
         let Some(node) = &mut machine.node else { return };
         let _told = watch::node(number, self.world.now());
+        let _build = Build::played(machine.format);
         self.store.serve(self.world.now(), number, node);
         match node.turn() {
             Turn::Until(deadline) => {
@@ -251,6 +281,7 @@ impl Cluster {
         let (sender, receiver) = mpsc::channel();
         let reply = Box::new(move |response: Response| drop(sender.send(response)));
         let machine = &mut self.machines[usize::from(node) - 1];
+        let _build = Build::played(machine.format);
         machine.node.as_mut()?.admin_request(Request::new("status", Verb::Status), reply);
         receiver.try_recv().ok().map(|response| response.result)
     }
@@ -264,6 +295,7 @@ impl Cluster {
         let machine = &mut self.machines[usize::from(node) - 1];
         let host = machine.host;
         let _told = watch::node(node, self.world.now());
+        let _build = Build::played(machine.format);
         machine.node.as_mut()?.admin_request(request, reply);
         let now = self.world.local_now(host);
         self.world.wake_at(host, Some(now));
@@ -275,6 +307,7 @@ impl Cluster {
         let machine = &mut self.machines[usize::from(node) - 1];
         let host = machine.host;
         let _told = watch::node(node, self.world.now());
+        let _build = Build::played(machine.format);
         if let Some(running) = &mut machine.node {
             act(running);
             let now = self.world.local_now(host);

@@ -1,5 +1,6 @@
 //! The cluster simulator: real nodes, simulated world.
 
+mod cascade;
 mod clients;
 mod cluster;
 mod decay;
@@ -12,6 +13,7 @@ mod seeds;
 mod store;
 mod storm;
 mod switchover;
+mod upgrade;
 mod watch;
 
 use std::time::Duration;

@@ -26,6 +26,8 @@ pub struct Shape {
     pub watchers: usize,
     /// Faults strike this long.
     pub length: Duration,
+    /// Cascaded standbys: (node, upstream).
+    pub tree: Vec<(u16, u16)>,
 }
 
 /// Which faults a run meets.
@@ -139,8 +141,28 @@ impl Shape {
             workers: rng.between(2, 6) as usize,
             watchers: rng.between(0, 2) as usize,
             length: Duration::from_millis(rng.between(1_500, 12_000)),
+            tree: Vec::new(),
         }
     }
+}
+
+/// Two of three clusters with more than three nodes have cascaded standbys, some of them below others.
+fn tree_of(seed: u64, nodes: u16) -> Vec<(u16, u16)> {
+    let mut rng = Prng::new(seed ^ 0xCA5C_ADE5);
+    if nodes < 4 || rng.below(3) == 0 {
+        return Vec::new();
+    }
+    let mut tree: Vec<(u16, u16)> = Vec::new();
+    for node in 4..=nodes {
+        // Sometimes below another cascaded standby, seldom below the node that leads first.
+        let upstream = if node == 5 && rng.chance(0.6) { 4 } else { rng.between(1, 4) as u16 };
+        tree.push((node, upstream.min(node - 1)));
+    }
+    if rng.chance(0.3) {
+        // The last direct standby joins them: two voters are left.
+        tree.push((3, 2));
+    }
+    tree
 }
 
 impl Run {
@@ -150,6 +172,7 @@ impl Run {
         if weather != Weather::Swarm {
             shape.nodes = 3;
         }
+        shape.tree = tree_of(seed, shape.nodes);
         if weather.scripted() {
             shape.workers = 4;
             shape.length = Duration::from_millis(rng.between(5_000, 8_000));
@@ -169,11 +192,8 @@ impl Run {
         // A share of the seeds decides through a control store that is slow, out, or keeps its answers now and then.
         let stored = weather == Weather::Swarm && (seed / 3) % 3 == 1;
         let store = if stored { STORED } else { "" };
-        let lines = format!(
-            "{store}commit_timeout = \"2s\"
-stall_timeout = \"{patience}\""
-        );
-        let mut cluster = Cluster::new(seed, shape.nodes, sim, &lines);
+        let lines = format!("{store}commit_timeout = \"2s\"\nstall_timeout = \"{patience}\"");
+        let mut cluster = Cluster::with_tree(seed, shape.nodes, sim, &lines, &shape.tree);
         cluster.store.flaky = stored;
         let world = cluster.world.clone();
         let mut hosts = Vec::new();

@@ -9,7 +9,7 @@ mod walled;
 mod wires;
 
 use super::sender::{Frame, LogSource, LogView, Pulled};
-use super::wire::LogTip;
+use super::wire::{LogTip, Path};
 use crate::base::{
     ClusterId, CommittedLsn, Digest, FlushedLsn, Incarnation, Lsn, NodeId, SharedSlice, Term, WallMs,
 };
@@ -76,6 +76,7 @@ impl TestLog {
         let mut bytes = vec![0u8; HEADER_BYTES + payload.len()];
         bytes[HEADER_BYTES..].copy_from_slice(payload);
         let mut header = FrameHeader {
+            version: crate::base::format::FORMAT_VERSION,
             kind,
             cluster: CLUSTER,
             term: self.history.last().expect("a term began").0,
@@ -111,6 +112,7 @@ impl TestLog {
             tip: self.tip(),
             oldest: self.oldest,
             commit: self.commit,
+            path: Path::of(NodeId(1)),
             eager_acks: false,
         }
     }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{CLUSTER, TestLog, peer, term};
 use crate::base::planted::{Bug, plant};
-use crate::base::{AppliedLsn, ClusterId, CommittedLsn, Digest, FlushedLsn, Lsn, Term};
+use crate::base::{AppliedLsn, ClusterId, CommittedLsn, Digest, FlushedLsn, Lsn, NodeId, Term};
 use crate::replication::chain::{Chain, ChainError};
 use crate::replication::receiver::*;
 use crate::replication::sender::*;
@@ -76,6 +76,7 @@ fn receiver(log: &TestLog, blocks: u64) -> Receiver {
         from: own.tip.end,
         commit: CommittedLsn::ZERO,
         end: log.tip().end,
+        path: Path::of(NodeId(1)),
         history: log.history.clone(),
     };
     Receiver::start(CLUSTER, term(3), term(3), &own, &start).unwrap()
@@ -387,6 +388,7 @@ fn a_session_starts_only_where_both_logs_agree() {
         from: own.tip.end,
         commit: CommittedLsn::ZERO,
         end: log.tip().end,
+        path: Path::of(NodeId(1)),
         history: log.history.clone(),
     };
     let begin = |session, promised, own: &Position, start: &StreamStart| {
@@ -544,4 +546,29 @@ fn planted_bugs_break_their_rule() {
     }
     let digest = receiver(&log, 1).tip().digest;
     assert_ne!(digest, Digest::ZERO);
+}
+
+/// A frame of a newer format is no corrupt frame: the standby says what it is.
+#[test]
+fn a_frame_of_a_newer_format_is_named_as_such() {
+    let log = two_terms();
+    let (mut header, slice) = log.frames.last().expect("it has frames").clone();
+    let mut bytes = slice.to_vec();
+    header.version = crate::base::format::newest() + 1;
+    header.seal(&mut bytes);
+    let mut tip = log.tip();
+    (tip.end, tip.digest) = (header.first, header.previous);
+    let mut chain = Chain::new(CLUSTER, log.history.clone(), tip);
+    let head = FramesHead {
+        first: header.first,
+        end: header.end(),
+        commit: CommittedLsn::ZERO,
+        count: 1,
+        eager_acks: false,
+    };
+    let newer = ChainError::Newer { at: header.first, version: header.version };
+    assert_eq!(chain.accept(&head, Bytes::from(bytes.clone())), Err(newer));
+    // Damaged on the way it is just that.
+    *bytes.last_mut().expect("a payload") ^= 1;
+    assert!(matches!(chain.accept(&head, Bytes::from(bytes)), Err(ChainError::Corrupt(_))));
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use super::{CLUSTER, peer, term};
 use crate::base::limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN};
-use crate::base::{AppliedLsn, CommittedLsn, Lsn, Prng, ShardId, SharedSlice, WallMs};
+use crate::base::{AppliedLsn, CommittedLsn, Lsn, NodeId, Prng, ShardId, SharedSlice, WallMs};
 use crate::record::Record;
 use crate::replication::receiver::{Position, Receiver};
 use crate::replication::sender::{Frame, LogSource, LogView, Pulled, Sender, Step};
-use crate::replication::wire::{Decoder, LogTip, Message};
+use crate::replication::wire::{Decoder, LogTip, Message, Path};
 use crate::role::History;
 use crate::wal::{LogEnd, Recovered, SealMarks, Wal, WalConfig, WalEffect};
 
@@ -121,6 +121,7 @@ fn a_real_log_streams_from_disk_and_memory_and_arrives_byte_for_byte() {
             tip: leader.tip(),
             oldest: leader.wal.first(),
             commit: CommittedLsn::ZERO,
+            path: Path::of(NodeId(1)),
             eager_acks: false,
         };
         let sender = sender.get_or_insert_with(|| Sender::new(peer(2), &own.request(false), &view).unwrap());

@@ -69,8 +69,15 @@ fn refusal() -> impl Strategy<Value = Refusal> {
         any::<(u64, u128)>().prop_map(|(number, id)| RefuseReason::OtherTerm { term: Term { number, id } }),
         Just(RefuseReason::TooMany),
         Just(RefuseReason::Unhealthy),
+        Just(RefuseReason::Loop),
+        Just(RefuseReason::Left),
     ];
     (reason, "[a-z]{0,64}").prop_map(|(reason, text)| Refusal { reason, text })
+}
+
+fn path() -> impl Strategy<Value = Path> {
+    prop::collection::btree_set(1u16..40, 0..8)
+        .prop_map(|nodes| Path::from_nodes(nodes.into_iter().map(NodeId)).expect("nobody twice"))
 }
 
 fn some_bytes() -> impl Strategy<Value = Vec<u8>> {
@@ -132,9 +139,10 @@ fn stream_message() -> impl Strategy<Value = Message> {
             })
         },
     );
-    let start = (border(), border(), lsn(), history()).prop_map(|(from, end, commit, history)| {
-        Message::StreamStart(StreamStart { from, commit: CommittedLsn(commit), end, history })
-    });
+    let start =
+        (border(), border(), lsn(), path(), history()).prop_map(|(from, end, commit, path, history)| {
+            Message::StreamStart(StreamStart { from, commit: CommittedLsn(commit), end, path, history })
+        });
     let ack =
         (lsn(), lsn(), lsn(), lsn(), lsn()).prop_map(|(written, flushed, applied, matched, committed)| {
             Message::Ack(Ack {
@@ -157,7 +165,8 @@ fn stream_message() -> impl Strategy<Value = Message> {
 
 fn other_message() -> impl Strategy<Value = Message> {
     let beat =
-        any::<(u64, u64, u64, u64, u64, bool)>().prop_map(|(seq, sent, commit, end, clock, wants_grant)| {
+        (any::<(u64, u64, u64, u64, u64, bool)>(), any::<u64>(), path()).prop_map(|(told, tip, path)| {
+            let (seq, sent, commit, end, clock, wants_grant) = told;
             Message::Heartbeat(Heartbeat {
                 seq,
                 sent: Mono(sent),
@@ -165,6 +174,8 @@ fn other_message() -> impl Strategy<Value = Message> {
                 end: Lsn(end),
                 clock: WallMs(clock),
                 wants_grant,
+                tip: Lsn(tip),
+                path,
             })
         });
     let roots = prop::collection::vec(any::<(u16, u64, u128)>(), 0..20).prop_map(|roots| {

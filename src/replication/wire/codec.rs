@@ -26,12 +26,13 @@
 //!  5 Goodbye         reason 2, text length 2, text
 //! 16 StreamRequest   end 8, last term number 8, last term id 16, last digest 16, committed 8, cascade 1, zero 1,
 //!                    history entries 2, history
-//! 17 StreamStart     from 8, commit 8, end 8, history entries 2, history
+//! 17 StreamStart     from 8, commit 8, end 8, path length 2, history entries 2, path, history
 //! 18 StreamRefuse    value 8, id 16, reason 2, text length 2, text
 //! 19 Frames          first 8, end 8, commit 8, frames 4, eager acks 4 (0 or 1); frames without padding, back to back
 //! 20 Ack             written 8, flushed 8, applied 8, matched 8, committed 8
 //! 21 Commit          LSN 8
-//! 32 Heartbeat       sequence 8, sent 8, commit 8, end 8, clock 8, wants grant 8 (0 or 1)
+//! 32 Heartbeat       sequence 8, sent 8, commit 8, end 8, clock 8, wants grant 8 (0 or 1), tip 8, path length 2,
+//!                    path
 //! 33 HeartbeatAck    sequence 8, sent 8, granted 8 (0 or 1)
 //! 34 LeaseRelease    -
 //! 48 LogFetch        from 8, to 8
@@ -45,9 +46,11 @@
 //! 96 StatusRequest   JSON
 //! 97 StatusReply     JSON
 //!
+//! path: node 2 each, from the leader down to the sender, nobody twice
 //! history: per entry term number 8, term id 16, start LSN 8; both terms and starts strictly ascend
 //! refusal reasons (value, id): 1 not upstream (leader or 0), 2 diverged (fork), 3 WAL removed (oldest),
-//!   4 chain mismatch (position), 5 behind (end), 6 other term (number, id), 7 too many (0), 8 unhealthy (0)
+//!   4 chain mismatch (position), 5 behind (end), 6 other term (number, id), 7 too many (0), 8 unhealthy (0),
+//!   9 loop (0), 10 left for another upstream (0)
 //! ```
 //!
 //! Positions that must be frame borders are multiples of 4096. Whatever is accepted has one encoding only.
@@ -58,7 +61,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{
     Ack, Challenge, ENVELOPE_BYTES, FramesHead, GoodbyeReason, Heartbeat, HeartbeatAck, Hello, Kind, LogTip,
-    Message, Refusal, RefuseReason, RootEvidence, Stamped, StreamRequest, StreamStart, TEXT_BYTES_MAX,
+    Message, Path, Refusal, RefuseReason, RootEvidence, Stamped, StreamRequest, StreamStart, TEXT_BYTES_MAX,
     WireError, pages,
 };
 use crate::base::limits::{BLOCK_BYTES, HISTORY_MAX, SHARDS_MAX};
@@ -137,6 +140,7 @@ struct RawStreamStart {
     from: U64,
     commit: U64,
     end: U64,
+    path: U16,
     history: U16,
 }
 
@@ -188,6 +192,8 @@ struct RawHeartbeat {
     end: U64,
     clock: U64,
     wants_grant: U64,
+    tip: U64,
+    path: U16,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -215,9 +221,9 @@ pub(crate) const ROOT_BYTES: usize = size_of::<RawRoot>();
 
 const _: () = assert!(size_of::<RawEnvelope>() == ENVELOPE_BYTES);
 const _: () = assert!(size_of::<RawHello>() == 72 && size_of::<RawChallenge>() == 72);
-const _: () = assert!(size_of::<RawStreamRequest>() == 60 && size_of::<RawStreamStart>() == 26);
+const _: () = assert!(size_of::<RawStreamRequest>() == 60 && size_of::<RawStreamStart>() == 28);
 const _: () = assert!(HISTORY_ENTRY_BYTES == 32 && FRAMES_HEAD_BYTES == 32 && ROOT_BYTES == 26);
-const _: () = assert!(size_of::<RawAck>() == 40 && size_of::<RawHeartbeat>() == 48);
+const _: () = assert!(size_of::<RawAck>() == 40 && size_of::<RawHeartbeat>() == 58);
 
 /// Appends the whole message to `out`. Our own messages always respect their limits: breaking one is a bug here.
 pub fn encode(stamped: &Stamped, message: &Message, out: &mut Vec<u8>) {
@@ -298,6 +304,10 @@ fn push_history(history: &History, out: &mut Vec<u8>) {
     }
 }
 
+fn push_path(path: &Path, out: &mut Vec<u8>) {
+    path.nodes().iter().for_each(|node| out.extend_from_slice(U16::new(node.0).as_bytes()));
+}
+
 /// The longest prefix of `text` that fits and ends at a character.
 pub(crate) fn clipped(text: &str) -> &str {
     let mut end = text.len().min(TEXT_BYTES_MAX);
@@ -323,6 +333,8 @@ fn push_refusal(refusal: &Refusal, out: &mut Vec<u8>) {
         RefuseReason::OtherTerm { term } => (6, term.number, term.id),
         RefuseReason::TooMany => (7, 0, 0),
         RefuseReason::Unhealthy => (8, 0, 0),
+        RefuseReason::Loop => (9, 0, 0),
+        RefuseReason::Left => (10, 0, 0),
     };
     let text = clipped(&refusal.text);
     let raw = RawRefusal {
@@ -347,9 +359,11 @@ fn encode_body(message: &Message, out: &mut Vec<u8>) {
                 from: U64::new(start.from.0),
                 commit: U64::new(start.commit.lsn().0),
                 end: U64::new(start.end.0),
+                path: U16::new(start.path.nodes().len() as u16),
                 history: U16::new(start.history.entries().len() as u16),
             };
             out.extend_from_slice(raw.as_bytes());
+            push_path(&start.path, out);
             push_history(&start.history, out);
         }
         Message::StreamRefuse(refusal) | Message::FetchRefuse(refusal) => push_refusal(refusal, out),
@@ -438,8 +452,11 @@ fn push_heartbeat(beat: &Heartbeat, out: &mut Vec<u8>) {
         end: U64::new(beat.end.0),
         clock: U64::new(beat.clock.0),
         wants_grant: U64::new(u64::from(beat.wants_grant)),
+        tip: U64::new(beat.tip.0),
+        path: U16::new(beat.path.nodes().len() as u16),
     };
     out.extend_from_slice(raw.as_bytes());
+    push_path(&beat.path, out);
 }
 
 fn push_heartbeat_ack(ack: &HeartbeatAck, out: &mut Vec<u8>) {
@@ -483,7 +500,7 @@ fn parse(kind: Kind, body: Bytes) -> Result<Message, Fault> {
         Kind::Frames => frames(body).map(|(head, bytes)| Message::Frames { head, bytes }),
         Kind::Ack => whole(&body).map(ack),
         Kind::Commit => whole::<U64>(&body).map(|lsn| Message::Commit(CommittedLsn(Lsn(lsn.get())))),
-        Kind::Heartbeat => whole(&body).and_then(heartbeat).map(Message::Heartbeat),
+        Kind::Heartbeat => heartbeat(&body).map(Message::Heartbeat),
         Kind::HeartbeatAck => whole(&body).and_then(heartbeat_ack).map(Message::HeartbeatAck),
         Kind::LeaseRelease if body.is_empty() => Ok(Message::LeaseRelease),
         Kind::LeaseRelease => Err("no body expected"),
@@ -586,6 +603,14 @@ fn history(bytes: &[u8], count: U16) -> Result<History, Fault> {
     History::from_entries(entries.collect::<Result<_, Fault>>()?).ok_or("history that does not ascend")
 }
 
+/// The path at the start of `bytes`, and what follows it.
+fn path(bytes: &[u8], count: U16) -> Result<(Path, &[u8]), Fault> {
+    let nodes = usize::from(count.get()) * size_of::<U16>();
+    let (path, rest) = bytes.split_at_checked(nodes).ok_or("body is cut off")?;
+    let nodes = path.chunks_exact(2).map(|id| NodeId(u16::from_le_bytes([id[0], id[1]])));
+    Ok((Path::from_nodes(nodes).ok_or("a path with a loop")?, rest))
+}
+
 fn stream_request(body: &[u8]) -> Result<StreamRequest, Fault> {
     let (raw, rest) = prefix::<RawStreamRequest>(body)?;
     if raw.reserved != 0 {
@@ -605,10 +630,12 @@ fn stream_request(body: &[u8]) -> Result<StreamRequest, Fault> {
 
 fn stream_start(body: &[u8]) -> Result<StreamStart, Fault> {
     let (raw, rest) = prefix::<RawStreamStart>(body)?;
+    let (way, rest) = path(rest, raw.path)?;
     Ok(StreamStart {
         from: border(raw.from)?,
         commit: CommittedLsn(Lsn(raw.commit.get())),
         end: border(raw.end)?,
+        path: way,
         history: history(rest, raw.history)?,
     })
 }
@@ -631,6 +658,8 @@ fn refusal(body: &[u8]) -> Result<Refusal, Fault> {
         6 => RefuseReason::OtherTerm { term: Term { number: value, id } },
         7 if value == 0 => RefuseReason::TooMany,
         8 if value == 0 => RefuseReason::Unhealthy,
+        9 if value == 0 => RefuseReason::Loop,
+        10 if value == 0 => RefuseReason::Left,
         _ => return Err("unknown reason"),
     };
     Ok(Refusal { reason, text: text(rest, raw.text_len)? })
@@ -661,7 +690,12 @@ fn ack(raw: RawAck) -> Message {
     })
 }
 
-fn heartbeat(raw: RawHeartbeat) -> Result<Heartbeat, Fault> {
+fn heartbeat(body: &[u8]) -> Result<Heartbeat, Fault> {
+    let (raw, rest) = prefix::<RawHeartbeat>(body)?;
+    let (way, rest) = path(rest, raw.path)?;
+    if !rest.is_empty() {
+        return Err("body of a wrong size");
+    }
     Ok(Heartbeat {
         seq: raw.seq.get(),
         sent: Mono(raw.sent.get()),
@@ -669,6 +703,8 @@ fn heartbeat(raw: RawHeartbeat) -> Result<Heartbeat, Fault> {
         end: Lsn(raw.end.get()),
         clock: WallMs(raw.clock.get()),
         wants_grant: flag(raw.wants_grant.get())?,
+        tip: Lsn(raw.tip.get()),
+        path: way,
     })
 }
 

@@ -7,11 +7,13 @@
 pub mod codec;
 pub mod decoder;
 mod pages;
+mod path;
 
 use std::fmt;
 
 use bytes::Bytes;
 
+use crate::base::format::FORMAT_VERSION;
 use crate::base::limits::{
     ADMIN_LINE_BYTES_MAX, HISTORY_MAX, KEY_BYTES_MAX, PEER_MESSAGE_BYTES_MAX, SHARDS_MAX, VALUE_BYTES_MAX,
 };
@@ -24,10 +26,11 @@ use crate::wal::LogEnd;
 
 pub use codec::{encode, encode_frames_head};
 pub use decoder::Decoder;
+pub use path::Path;
 
-/// The oldest and the newest protocol version that this build speaks.
-pub const VERSION_MIN: u16 = 1;
-pub const VERSION_MAX: u16 = 1;
+/// The oldest and the newest protocol version of this build; what is offered to a peer is [`crate::base::format`]'s.
+pub const VERSION_MIN: u16 = if VERSION_MAX > 1 { VERSION_MAX - 1 } else { 1 };
+pub const VERSION_MAX: u16 = FORMAT_VERSION;
 /// The version in the envelope of handshake messages: fixed for ever, so that two builds without a common version
 /// can still tell each other so.
 pub const HANDSHAKE_VERSION: u16 = 1;
@@ -229,6 +232,8 @@ pub struct StreamStart {
     pub commit: CommittedLsn,
     /// The upstream's end of log when it agreed.
     pub end: Lsn,
+    /// From the leader down to this upstream.
+    pub path: Path,
     pub history: History,
 }
 
@@ -251,6 +256,10 @@ pub enum RefuseReason {
     TooMany,
     /// The log of this upstream is itself damaged there, or in dispute.
     Unhealthy,
+    /// This upstream streams from the asker, directly or through others.
+    Loop,
+    /// Said by a standby: it streams from another upstream from now on.
+    Left,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -292,7 +301,8 @@ pub struct Ack {
     pub committed: CommittedLsn,
 }
 
-/// The leader is alive; asks for a grant of the read lease.
+/// The leader is alive; asks for a grant of the read lease. A standby passes it on to the nodes below it, in the leader's
+/// words, with its own commit index, tip and path, and asks for no grant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Heartbeat {
     pub seq: u64,
@@ -304,6 +314,10 @@ pub struct Heartbeat {
     pub clock: WallMs,
     /// Whether the leader wants the answer to grant its read lease.
     pub wants_grant: bool,
+    /// End of the log of the node that sends this: of the leader, `end` again.
+    pub tip: Lsn,
+    /// From the leader down to the node that sends this; empty in a mere sign of life.
+    pub path: Path,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

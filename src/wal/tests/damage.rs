@@ -1,6 +1,7 @@
 //! Damage and torn tails are told apart, and damage is repaired by a peer's frames.
 
 use super::*;
+use crate::base::format;
 use crate::base::planted::{Bug, plant};
 
 /// A log of many frames, each sealed after the one before it was durable.
@@ -343,4 +344,36 @@ fn a_misdirected_frame_is_nothing() {
     let geometry = rig.wal.geometry();
     let why = geometry.frame(victim.first, &bytes).unwrap_err();
     assert_eq!(why.0, "frame of another position");
+}
+
+/// Frames of a newer format are neither torn nor damaged: an older build must not judge, cut or zero them.
+#[test]
+fn a_log_of_a_newer_baton_is_refused_as_such() {
+    let history = History::of(term(1));
+    for (old, crash_after) in [(5, 0), (0, 0), (5, 1)] {
+        let mut rig = Rig::new(config(2, true));
+        for _ in 0..old {
+            rig.seal(&[700], term(1)).unwrap();
+            rig.drain();
+        }
+        let at = rig.wal.end().end;
+        format::play_on_this_thread(Some(format::FORMAT_VERSION + 1));
+        rig.wal.write_format(format::FORMAT_VERSION + 1);
+        for _ in 0..3 {
+            rig.seal(&[9_000], term(1)).unwrap();
+            rig.drain();
+        }
+        assert!(try_recover(&mut rig.disk, &history, Lsn::ZERO).is_ok(), "the newer build reads both");
+        format::play_on_this_thread(None);
+        if crash_after == 1 {
+            // Even with a hole in front of them: what stands behind it is the newer build's to judge.
+            rig.disk.flip_bit(at.segment(SEGMENT), at.offset(SEGMENT) as usize + 200, 3);
+        }
+        let refused = try_recover(&mut rig.disk, &history, Lsn::ZERO);
+        let Err(RecoverError::Newer { at: found, version }) = refused else { panic!("{refused:?}") };
+        assert!(version == format::FORMAT_VERSION + 1 && found >= at, "{found} {version}");
+        assert!(crash_after == 1 || found == at);
+        let text = RecoverError::Newer { at: found, version }.to_string();
+        assert!(text.contains("written by a newer baton (format 2, this build reads up to 1)"), "{text}");
+    }
 }

@@ -176,6 +176,14 @@ impl Rig {
 
 /// Recovers a log whose newest term this node led.
 pub(super) fn recover_disk(disk: &mut Disk, history: &History, known_commit: Lsn) -> Recovered {
+    try_recover(disk, history, known_commit).unwrap()
+}
+
+pub(super) fn try_recover(
+    disk: &mut Disk,
+    history: &History,
+    known_commit: Lsn,
+) -> Result<Recovered, RecoverError> {
     let term_at = |at| history.term_at(at);
     recover(
         disk,
@@ -191,7 +199,6 @@ pub(super) fn recover_disk(disk: &mut Disk, history: &History, known_commit: Lsn
             repair_mark: Lsn::ZERO,
         },
     )
-    .unwrap()
 }
 
 /// Pushes one transaction whose record takes exactly `size` payload bytes (at least 13).
