@@ -199,6 +199,9 @@ impl RoleMachine {
             (_, None) => {
                 if now.since(talk.asked) > SILENCE_MAX {
                     self.store.heard = None;
+                    // A change without an answer may have been made or be made yet: it is read again. Questions are
+                    // carried out in order, so this one is answered behind it.
+                    self.ask_store(now, talk, StoreRequest::Read, Stage::Reading, out);
                 }
                 return Talked::Wait;
             }

@@ -63,6 +63,7 @@ pub struct Cluster {
     pub ended: Vec<u16>,
     next_op: u64,
     pub store: SimStore,
+    checkpoint_bytes: u64,
 }
 
 pub fn ip(node: u16) -> IpAddr {
@@ -75,6 +76,9 @@ pub fn client_addr(node: u16) -> SocketAddr {
 
 /// In front of further settings: with a control store, and degrading through it.
 pub const STORED: &str = "#stored\n";
+
+/// Among further settings: no shard is checkpointed for the length of its log, so that every start reads all of it.
+pub const NO_CHECKPOINTS: &str = "#no checkpoints\n";
 
 /// The configuration of one of `nodes` nodes. Small segments, so that runs cross many of them.
 ///
@@ -144,6 +148,7 @@ impl Cluster {
             ended: Vec::new(),
             next_op: 0,
             store: SimStore::new(seed),
+            checkpoint_bytes: if extra.contains(NO_CHECKPOINTS) { 1 << 40 } else { 512 << 10 },
         };
         for node in 1..=nodes {
             let role = (node == 1).then_some(StartRole::Primary);
@@ -164,7 +169,7 @@ impl Cluster {
         // Nodes that divide redo differently must come to the same shards.
         let options = BootOptions {
             role,
-            checkpoint_bytes: 512 << 10,
+            checkpoint_bytes: self.checkpoint_bytes,
             redo_workers: 1 + usize::from(node % 3),
             ..BootOptions::new(machine.config.clone())
         };

@@ -8,7 +8,7 @@ use baton::io::sim::{Fault, FaultPlan, SimConfig, Span, Stats, SwarmConfig, Worl
 use serde_json::Value;
 
 use super::clients::{ClientHost, Job, KEYS, PAIR, REGISTERS, Shared, key_name};
-use super::cluster::{Cluster, STORED, ip};
+use super::cluster::{Cluster, NO_CHECKPOINTS, STORED, ip};
 use super::history::{Kind, Outcome};
 use super::logs::{Change, Logs, Order, stale_beyond};
 use super::operator::Operator;
@@ -192,7 +192,9 @@ impl Run {
         // A share of the seeds decides through a control store that is slow, out, or keeps its answers now and then.
         let stored = weather == Weather::Swarm && (seed / 3) % 3 == 1;
         let store = if stored { STORED } else { "" };
-        let lines = format!("{store}commit_timeout = \"2s\"\nstall_timeout = \"{patience}\"");
+        // Decay below the oldest checkpoint is not read at start: it breaks no promise, it only keeps others from catching up.
+        let rare = if weather == Weather::DamagedLog { NO_CHECKPOINTS } else { "" };
+        let lines = format!("{store}{rare}commit_timeout = \"2s\"\nstall_timeout = \"{patience}\"");
         let mut cluster = Cluster::with_tree(seed, shape.nodes, sim, &lines, &shape.tree);
         cluster.store.flaky = stored;
         let world = cluster.world.clone();

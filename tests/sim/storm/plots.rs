@@ -151,9 +151,6 @@ impl Storm {
         let Ok(order) = logs.look(&cluster.world, host, node, SEGMENT_BYTES, &BTreeSet::new()) else {
             return false;
         };
-        // What lies below the oldest checkpoint is not read at start: its decay breaks no promise, it only keeps others from
-        // catching up here. Four shards of a checkpoint each 512 KiB leave at least this much above all of them.
-        let from = from.max(Lsn(order.end.0.saturating_sub(256 << 10)));
         if from >= to {
             return false;
         }
