@@ -15,6 +15,7 @@ mod lifecycle;
 mod logging;
 mod operate;
 mod place;
+mod ports;
 mod process;
 mod render;
 mod sandbox;

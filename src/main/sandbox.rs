@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -18,17 +18,13 @@ use serde_json::json;
 use super::args::{Common, RoleArg, Run, SandboxUp};
 use super::lifecycle::{LOOK_AGAIN, Launched, init_node, launch, quoted, stop_node};
 use super::place::{self, CONFIG_FILE};
+use super::ports::{self, HTTP_OFFSET, PEER_OFFSET};
 use super::process::Running;
 use super::show::down_row;
 use super::{Fail, Outcome, ask, render};
 
 /// The control store of a sandbox that has one.
 const STORE_FOLDER: &str = "store";
-const PORTS_FROM: u16 = 17_000;
-const PORTS_STEP: u16 = 1_000;
-/// Offsets of the peer and HTTP ports from the client port.
-const PEER_OFFSET: u16 = 100;
-const HTTP_OFFSET: u16 = 200;
 /// How long one node may take to be gone.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -116,13 +112,13 @@ impl Sandbox {
             let message = format!("{} lies in memory: \"durable\" would mean nothing there", dir.display());
             return Err(Fail::usage(message, "choose a folder on a disk, or say --allow-tmpfs"));
         }
-        let base = base_port(up)?;
+        let block = ports::choose(up.base_port, up.nodes, &dir.join("1").join(CONFIG_FILE))?;
         let secret = random_hex()?;
         let mut cluster_id = None;
         let mut members = Vec::new();
         for id in 1..=up.nodes {
             let path = dir.join(id.to_string()).join(CONFIG_FILE);
-            let text = node_text(up, id, base, &secret);
+            let text = node_text(up, id, block.base, &secret);
             let (config, done) = init_node(&path, Some(&text), cluster_id).inspect_err(|_| {
                 // A half-made sandbox is of no use, and its folders are ours alone.
                 for made in 1..=id {
@@ -353,32 +349,6 @@ fn node_text(up: &SandboxUp, id: u16, base: u16, secret: &str) -> String {
     text
 }
 
-/// The block of ports: the one asked for, which must be free, or the first free one.
-fn base_port(up: &SandboxUp) -> Result<u16, Fail> {
-    let blocks: Vec<u16> = match up.base_port {
-        Some(base) if base > u16::MAX - HTTP_OFFSET - up.nodes || base < 1024 => {
-            return Err(Fail::usage(format!("{base} leaves no room for the ports"), "choose 1024 to 65000"));
-        }
-        Some(base) => vec![base],
-        None => (0..40).map(|block| PORTS_FROM + block * PORTS_STEP).collect(),
-    };
-    let mut taken = None;
-    for base in &blocks {
-        match first_taken(*base, up.nodes) {
-            None => return Ok(*base),
-            Some(port) => taken = Some(port),
-        }
-    }
-    let message = format!("port {} is taken", taken.unwrap_or(0));
-    Err(Fail::failed(message, "choose another block with --base-port"))
-}
-
-fn first_taken(base: u16, nodes: u16) -> Option<u16> {
-    (1..=nodes)
-        .flat_map(|node| [0, PEER_OFFSET, HTTP_OFFSET].map(|offset| base + offset + node))
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_err())
-}
-
 fn random_hex() -> Result<String, Fail> {
     let mut bytes = [0u8; 16];
     File::open("/dev/urandom")
@@ -516,17 +486,6 @@ mod tests {
         assert_eq!(status.cluster_state, ClusterState::Unavailable);
         assert_eq!(sandbox.kill(2).unwrap_err().exit, Exit::Down);
         assert_eq!(sandbox.member(9).unwrap_err().exit, Exit::Usage);
-    }
-
-    #[test]
-    fn a_taken_port_is_named() {
-        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = holder.local_addr().unwrap().port();
-        let mut up = options(Path::new("/"), 1);
-        up.base_port = Some(port - 1);
-        assert!(base_port(&up).unwrap_err().message.contains(&port.to_string()));
-        up.base_port = Some(65_500);
-        assert_eq!(base_port(&up).unwrap_err().exit, Exit::Usage);
     }
 
     #[test]

@@ -152,6 +152,9 @@ impl RoleMachine {
         self.last_followed = Some((leader, term));
         self.blocked = None;
         self.grants.open();
+        if !history::at_least(self.known_at_start, term) {
+            self.grants.outlived();
+        }
         out.push(Effect::Follow { leader, term });
         self.show(self.waiting_role(), State::Catchup, out);
         self.show_caught_up(log, out);

@@ -121,6 +121,12 @@ impl Grants {
         }
     }
 
+    /// A term is followed that no earlier process of this folder followed: it was started by a recruit that met every set
+    /// of grantors of every older term, so nobody reads under a lease that such a process granted.
+    pub fn outlived(&mut self) {
+        self.restart = Mono(0);
+    }
+
     /// Grants nothing more until `until`, so that the running grant can end.
     pub fn close(&mut self, until: Mono) {
         self.closed_until = self.closed_until.max(until);
@@ -257,6 +263,12 @@ mod tests {
         grants.process_gone(HOLDER.0);
         assert_eq!(grants.remaining(ms(600)), Duration::from_millis(500));
         assert_eq!(Grants::new(ms(100), LEASE, false).remaining(ms(100)), Duration::ZERO);
+        assert!(grants.grant(ms(500), HOLDER, ms(490), LEASE));
+        grants.outlived();
+        assert_eq!(grants.remaining(ms(600)), Duration::from_millis(900), "its own grants stand");
+        let mut grants = Grants::new(ms(100), LEASE, true);
+        grants.outlived();
+        assert_eq!(grants.remaining(ms(600)), Duration::ZERO);
     }
 
     #[test]

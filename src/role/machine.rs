@@ -206,8 +206,10 @@ pub struct RoleMachine {
     pub(super) next_probe: Mono,
     /// The disk does not answer.
     pub(super) stalled: bool,
-    /// It led when that began.
-    pub(super) led_when_stalled: bool,
+    /// It led when that began, or was about to ask by itself.
+    pub(super) asks_when_back: bool,
+    /// The newest term that an earlier process of this folder can have followed.
+    pub(super) known_at_start: Term,
     booted: bool,
 }
 
@@ -262,7 +264,8 @@ impl RoleMachine {
             last_followed: None,
             next_probe: now,
             stalled: false,
-            led_when_stalled: false,
+            asks_when_back: false,
+            known_at_start: control.history.last().map_or(Term::NONE, |(term, _)| term),
             booted: false,
             config,
             control,

@@ -26,7 +26,7 @@ impl RoleMachine {
         if !stalled {
             out.push(Effect::Evidence(Evidence::new("disk answers again").with("end", log.end)));
             // Unless somebody else leads by now, it asks for a new term, as after a restart (`protocol` 3.1).
-            if std::mem::take(&mut self.led_when_stalled) {
+            if std::mem::take(&mut self.asks_when_back) {
                 self.wish_again(now, log);
             }
             return;
@@ -34,12 +34,14 @@ impl RoleMachine {
         out.push(Effect::Evidence(
             Evidence::new("disk stalled").with("end", log.end).with("flushed", log.flushed.lsn()),
         ));
-        if let Some(op) = self.wish.take().and_then(|wish| wish.op) {
-            out.push(Effect::Reply { op, result: Err(STALLED) });
+        if let Some(wish) = self.wish.take() {
+            // Nobody asked for its own wish, so nobody would ask again.
+            self.asks_when_back |= wish.own.is_some();
+            out.extend(wish.op.map(|op| Effect::Reply { op, result: Err(STALLED) }));
         }
         let leads = matches!(self.phase, Phase::Leading(_));
         if leads {
-            self.led_when_stalled = true;
+            self.asks_when_back = true;
             out.push(Effect::StopAcks);
             // The grantors need not wait for the lease to run out.
             let release = self.release_lease(now);

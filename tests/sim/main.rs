@@ -138,8 +138,9 @@ fn standbys_with_holes_under_the_leaders_mark_are_whole() {
 #[test]
 fn seeds_that_failed_before_hold() {
     watch::begin();
-    // A leader that recruited again gave the commit of its new term for an answer to writes that it had thrown away.
-    for seed in [910_187] {
+    // A leader that recruited again gave the commit of its new term for an answer to writes that it had thrown away; a
+    // candidate waited for ever for a control store that had kept its answer to itself.
+    for seed in [910_187, 1_795_279_590_030_820] {
         if let Err(failure) = seeds::run_seed(seed) {
             panic!("{}", failure.text());
         }

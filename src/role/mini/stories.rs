@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{MS, Plan, World};
 use crate::base::NodeId;
-use crate::role::input::{Command, Done, Refusal};
+use crate::role::input::{Command, Done, Input, Refusal};
 use crate::role::machine::RoleMachine;
 use crate::role::state::{Role, State};
 
@@ -256,4 +256,36 @@ fn a_standby_whose_disk_hangs_counts_for_nothing_and_comes_back() {
     pass(&mut world, 3000);
     assert!(matches!(answer(&world, op), Some(Ok(Done::Primary { .. }))), "{}", world.describe());
     assert_eq!(machine(&world, 2).state(), State::Normal, "{}", world.describe());
+}
+
+#[test]
+fn a_restarted_primary_whose_disk_hangs_before_it_asks_still_asks() {
+    let mut world = started(3);
+    world.crash(0);
+    world.start(0);
+    world.stall(0, true);
+    pass(&mut world, 3000);
+    assert!((0..3).all(|node| !machine(&world, node).serving()));
+    world.stall(0, false);
+    pass(&mut world, 2500);
+    assert!(machine(&world, 0).serving(), "{}", world.describe());
+}
+
+#[test]
+fn a_restarted_voter_that_follows_a_later_term_holds_nobody_up() {
+    let mut world = started(3);
+    world.crash(0);
+    pass(&mut world, 50);
+    world.command(1, FAILOVER);
+    pass(&mut world, 2000);
+    world.start(0);
+    let restarted = world.now;
+    pass(&mut world, 300);
+    assert!(machine(&world, 0).following().is_some(), "{}", world.describe());
+    world.crash(1);
+    pass(&mut world, 100);
+    // Messages are not ordered here: a heartbeat of the dead leader may have come after the word of its death.
+    world.input(0, Input::PeerDown { node: NodeId(2), process_gone: true });
+    assert!(world.now < restarted + SECOND, "a lease of the process before the restart could still run");
+    assert_eq!(machine(&world, 0).grants.remaining(world.now), Duration::ZERO);
 }

@@ -247,10 +247,9 @@ fn a_connection_closed_with_operations_under_way_reports_them_first_and_its_end_
         while !inbox.events.iter().any(|event| matches!(event, Event::Closed { .. })) {
             seam.reap(None, &mut inbox.events);
         }
-        let [Event::Sent { token: 1, result: Err(_), data, .. }, Event::Closed { reason, .. }] =
-            &inbox.events[..]
-        else {
-            panic!("{:?}", inbox.events)
+        // The peer may have taken everything before the cancellation came, so the result is either.
+        let [Event::Sent { token: 1, data, .. }, Event::Closed { reason, .. }] = &inbox.events[..] else {
+            panic!("{} events", inbox.events.len())
         };
         assert_eq!((data.len(), *reason), (64 << 20, CloseReason::Local));
         reader.join().unwrap();
