@@ -516,6 +516,7 @@ impl Parts {
         for (encoded, start, end) in policies {
             node.policy_seen(&encoded, start, end);
         }
+        node.role.keep_out(node.pending);
         node.tell_role(Input::Tick);
         match options.role {
             Some(StartRole::Primary) => {

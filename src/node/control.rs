@@ -138,8 +138,15 @@ pub fn spawn(
     mailbox: SyncSender<ControlMessage>,
     waker: Arc<dyn Waker>,
 ) -> io::Result<ControlHandle> {
-    let socket = bind_socket(&config.data)?;
-    let http = config.http_listen.map(std::net::TcpListener::bind).transpose()?;
+    let named = |what: String| move |e: io::Error| io::Error::new(e.kind(), format!("{what}: {e}"));
+    let socket = bind_socket(&config.data).map_err(named("the admin socket cannot be opened".into()))?;
+    let http = match config.http_listen {
+        Some(at) => Some(
+            std::net::TcpListener::bind(at)
+                .map_err(named(format!("a port cannot be opened (http_listen {at})")))?,
+        ),
+        None => None,
+    };
     if let Some(http) = &http {
         http.set_nonblocking(true)?;
     }

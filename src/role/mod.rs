@@ -50,7 +50,7 @@ pub use control::{ControlCopy, ControlError, ControlState, DataStatus};
 pub use history::History;
 pub use input::{
     Command, CommandResult, Done, Effect, Evidence, FastForwardFailure, Input, LogView, PolicyChange,
-    Refusal, StoreAnswer, StoreRequest, TermStart, Unfit,
+    Refusal, RefusalKind, StoreAnswer, StoreRequest, TermStart, Unfit,
 };
 pub use lease::{Grants, LeaderLease};
 pub use machine::{RoleConfig, RoleMachine, Traits, Verdict};
