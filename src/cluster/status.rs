@@ -91,6 +91,9 @@ words!(
     }
 );
 
+/// What a primary in state Normal says of itself when it cannot commit.
+pub const NO_QUORUM: &str = "no quorum: too few voters answer, writes wait and reads are refused";
+
 /// One node, as it sees itself or as its peers last saw it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -378,6 +381,7 @@ fn complete_from_primary(nodes: &mut [NodeStatus], primary: &ClusterStatus) {
     for row in nodes {
         let seen = primary.nodes.iter().find(|seen| seen.node == row.node);
         row.sync_state = row.sync_state.or(seen.and_then(|seen| seen.sync_state));
+        row.lag_ms = row.lag_ms.map(|said| said.max(seen.and_then(|seen| seen.lag_ms).unwrap_or(0)));
         if row.role != Role::Primary
             && row.lag_bytes.is_none()
             && let (Some(end), Some(flushed)) = (end, row.flushed_lsn)

@@ -35,7 +35,7 @@ use crate::admin::{
 use crate::base::limits::{
     ADMIN_CONNECTIONS_MAX, ADMIN_LINE_BYTES_MAX, ADMIN_SILENCE_MAX, HTTP_HEAD_BYTES_MAX,
 };
-use crate::cluster::{NodeState, NodeStatus, Role};
+use crate::cluster::{NO_QUORUM, NodeState, NodeStatus, Role};
 use crate::io::Waker;
 
 /// Names in the data folder.
@@ -491,7 +491,7 @@ fn healthy(status: &NodeStatus, path: &str) -> bool {
         "/standby" => standby,
         _ => primary || standby,
     };
-    role && status.state == NodeState::Normal
+    role && status.state == NodeState::Normal && status.detail != NO_QUORUM
 }
 
 fn http_reply(method: &str, code: &str, kind: &str, body: &str) -> Vec<u8> {

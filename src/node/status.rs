@@ -9,8 +9,8 @@ use crate::base::limits::LEASE;
 use crate::base::{Lsn, Mono, NodeId};
 use crate::cluster::query::{Channel, HaState, QueryStatus, ReceiverInfo, SenderInfo};
 use crate::cluster::{
-    ClusterStatus, NodeState, NodeStatus, PolicyRule, PolicyStatus, Role as ShownRole, StaticRole, SyncState,
-    sync_percent,
+    ClusterStatus, NO_QUORUM, NodeState, NodeStatus, PolicyRule, PolicyStatus, Role as ShownRole, StaticRole,
+    SyncState, sync_percent,
 };
 use crate::io::{ConnId, Seam};
 use crate::replication::{Message, SenderState};
@@ -125,11 +125,11 @@ impl<S: Seam> Node<S> {
                 let why = self.streams.refused.clone().unwrap_or_else(|| "Connecting".into());
                 (NodeState::NeedRepair, why)
             }
-            State::Normal if self.disk_full() => (NodeState::Normal, "disk full: writes are refused".into()),
-            State::Normal if self.writes_wait() => {
-                let text = "no quorum: too few voters answer, writes wait and reads are refused";
-                (NodeState::Normal, text.into())
+            State::Normal if self.disk_full() && self.role.leading().is_none() => {
+                (NodeState::Normal, "disk full: no room for more log".into())
             }
+            State::Normal if self.disk_full() => (NodeState::Normal, "disk full: writes are refused".into()),
+            State::Normal if self.writes_wait() => (NodeState::Normal, NO_QUORUM.into()),
             State::Normal => (NodeState::Normal, self.roots.dispute_in_words()),
             State::Catchup => match (&self.streams.receiver, &self.streams.refused) {
                 (None, Some(why)) if why.starts_with("WAL") => (NodeState::NeedRepair, why.clone()),
@@ -280,6 +280,12 @@ impl<S: Seam> Node<S> {
                 Some(said) => said.sync_states.iter().find(|(id, _)| *id == row.node).map(|(_, sync)| *sync),
                 None => self.sync_state(member.node),
             };
+            // A standby whose disk hangs knows of no newer commit and thinks that it lacks nothing.
+            let slot = self.streams.senders.values().find(|slot| slot.sender.peer().node == member.node);
+            if let Some(acked) = slot.and_then(|slot| slot.sender.acked()) {
+                let age = self.streams.commit_lag.age(acked.applied.lsn(), self.now).as_millis() as u64;
+                row.lag_ms = row.lag_ms.map(|said| said.max(age));
+            }
             // Below a standby nothing counts towards commit, and the primary does not know who is there.
             let below = row.upstream.is_some() && row.role == ShownRole::CascadeStandby;
             let streams = below && row.lag_bytes.is_some();

@@ -162,7 +162,7 @@ def far_behind(primary, laggard):
 
 
 def at_once(world):
-    """Two commands in the same moment: one is done or none, never both; the same one twice is one."""
+    """Two commands in the same moment: each is done or refused, one after the other; the same one twice is one."""
     with Sandbox(world, "atonce2", 3) as sandbox:
         one, two, three = sandbox.nodes
         sandbox.wait_primary()
@@ -334,6 +334,66 @@ def impossible_policies(world):
         with one.client() as client:
             want(client.do("SET", "x", 1) == b"OK", "writes do not go on")
         return f"{len(rules)} rules on two nodes"
+
+
+def late(world):
+    """A switchover that is not ready in time is undone, with one exit code wherever it was asked; and a change of policy
+    that waits for a slow voter is shown while it does."""
+    with Sandbox(world, "late", 3) as sandbox:
+        one, two, three = sandbox.nodes
+        sandbox.wait_primary()
+        seen = {}
+        for attempt in range(12):
+            asked = (one, two)[len(seen)]
+            three.kill()
+            with one.client() as client:
+                client.all([("SET", f"a:{attempt}:{n}", os.urandom(MIB)) for n in range(24)])
+            three.launch()
+            wait_for(three.status, 20, "it does not start")
+            with Slowed(three):
+                end = time.monotonic() + 10
+                while time.monotonic() < end:
+                    done = asked.run("switchover", "--to", 3, "--timeout", "500ms", "--json")
+                    if done.returncode != 4:
+                        break
+            sandbox.wait_primary()
+            if done.returncode == 5:
+                error = show(done)["error"]
+                want(error["code"] == "timeout" and "aborted: it was not ready" in error["message"], f"{error}")
+                seen[asked.id] = error["message"]
+                if len(seen) == 2:
+                    break
+            else:
+                want(done.returncode in (0, 4), f"{done}")
+                if not one.run("switchover", "--to", 1).returncode == 0:
+                    wait_for(lambda: one.role() == ("Primary", "Normal"), 20, sandbox.roles)
+            sandbox.wait_caught_up(three)
+        want(len(seen) == 2, f"no switchover was late at both nodes: {seen}, {sandbox.roles()}")
+        with one.client() as client:
+            want(client.do("SET", "x", 1) == b"OK", "writes do not go on")
+        sandbox.wait_caught_up(three)
+        # ANY 2 of three waits for the slow one too.
+        begin = one.ask(verb="policy_show")["result"]["generation"]
+        shown = []
+        with Slowed(three):
+            change = subprocess.Popen(
+                [world.baton, "policy", "set", "ANY 2 (1, 2, 3)", "-D", two.folder],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            while change.poll() is None:
+                pending = one.ask(verb="policy_show")["result"].get("pending", [])
+                if pending and not shown:
+                    shown = pending
+                    text = one.run("cluster", "status", "--detail", ok=0).stdout
+                    told = f"policy_change   : to ANY 2 (1, 2, 3), generation {begin + 1}"
+                    want(told in text or one.ask(verb="policy_show")["result"]["generation"] > begin, text)
+        want(change.returncode == 0, f"the change: {change.returncode} {change.stderr.read()}")
+        want(shown in ([], [{"generation": begin + 1, "rule": "ANY 2 (1, 2, 3)"}]), f"shown as {shown}")
+        after = one.ask(verb="policy_show")["result"]
+        want(after["generation"] == begin + 1 and "pending" not in after, f"afterwards: {after}")
+        return f"exit code 5 at nodes 1 and 2; the change was {'seen' if shown else 'too quick to be seen'} under way"
 
 
 # ---- folders and configurations ----
@@ -623,6 +683,7 @@ def checks(report, world):
     report.check("numbers of an older view are refused", stale_numbers, world)
     report.check("commands on the wrong node or in the wrong state", wrong_places, world)
     report.check("policies that nobody can satisfy", impossible_policies, world)
+    report.check("a switchover that is late, and a policy that waits", late, world)
     report.check("a standby behind itself, and a ring of two", rings, world)
     report.check("a cloned data folder beside its original, and in another node's place", clones, world)
     report.check("FAILOVER and REPLICAOF NO ONE by redis-py and redis-cli", client_failovers, world)
