@@ -135,7 +135,7 @@ impl<S: Seam> Node<S> {
     }
 
     /// Notes who asks, for the history of what follows.
-    fn asked(&mut self, what: &str, op: &str) {
+    pub(super) fn asked(&mut self, what: &str, op: &str) {
         self.chronicle.asked = format!("{what} (op {op})");
     }
 
@@ -281,7 +281,9 @@ impl<S: Seam> Node<S> {
         let until = self.now + wanted.timeout();
         if !wanted.dry_run {
             self.stay_aside(false);
-            self.asked(if wanted.force { "failover --force" } else { "failover" }, &request.op);
+            if !leads {
+                self.asked(if wanted.force { "failover --force" } else { "failover" }, &request.op);
+            }
             if (wanted.force || wanted.alone) && !leads {
                 self.note("asked", "", "a forced failover", None, stake_in_words(&stake));
             }
@@ -346,8 +348,10 @@ impl<S: Seam> Node<S> {
                 {
                     fields.insert("dry_run".into(), true.into());
                 }
+                // The change of a policy has its row; a change of role may have its own yet.
+                let over = result.is_err() || matches!(request.verb, Verb::PolicySet(_));
                 reply(response);
-                if result.is_err() {
+                if over {
                     self.chronicle.asked.clear();
                 }
             }

@@ -393,6 +393,9 @@ def late(world):
         want(shown in ([], [{"generation": begin + 1, "rule": "ANY 2 (1, 2, 3)"}]), f"shown as {shown}")
         after = one.ask(verb="policy_show")["result"]
         want(after["generation"] == begin + 1 and "pending" not in after, f"afterwards: {after}")
+        rows = show(one.run("cluster", "history", "--json", ok=0))["rows"]
+        stale = [row for row in rows[-3:] if row["what"] == "role" and "switchover" in row["evidence"]]
+        want(not stale, f"a switchover that was given up is named as a reason: {stale}")
         return f"exit code 5 at nodes 1 and 2; the change was {'seen' if shown else 'too quick to be seen'} under way"
 
 
