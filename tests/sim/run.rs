@@ -149,7 +149,8 @@ pub struct Run {
     steps: std::vec::IntoIter<baton::io::sim::Step>,
     next_step: Option<baton::io::sim::Step>,
     calm_from: Mono,
-    scripted: bool,
+    /// The weather gives orders of its own.
+    directed: bool,
     /// When tails are looked at next, in the weather for it.
     tails_at: Mono,
     /// Where each process's log ended when it was looked at last, and how often that has moved.
@@ -274,7 +275,7 @@ impl Run {
             logs,
             committed: vec![BTreeSet::new(); usize::from(shape.nodes)],
             ends: vec![None; usize::from(shape.nodes)],
-            scripted: weather.scripted(),
+            directed: weather != Weather::Swarm,
             tails_at: if weather == Weather::TornTails { Mono(0) } else { Mono(u64::MAX) },
             calm_from: Mono(0) + plan.calm_from,
             storm: Storm::new(weather, rng.fork()),
@@ -530,7 +531,7 @@ impl Run {
     fn final_reads(&mut self) -> Result<(), String> {
         let mut reads = Vec::new();
         // An order of a script may outlive it and change the primary once more.
-        for _ in 0..if self.scripted { 20 } else { 0 } {
+        for _ in 0..if self.directed { 20 } else { 0 } {
             if self.operator.serving(&mut self.cluster).is_some() {
                 break;
             }
