@@ -568,10 +568,8 @@ impl<S: Seam> Node<S> {
         if header.records > super::POLICY_FRAME_RECORDS_MAX {
             return;
         }
-        for record in crate::record::RecordReader::new(payload) {
-            if let Ok((record, _)) = record {
-                self.record_seen(&record, header.first, header.end());
-            }
+        for (record, _) in crate::record::RecordReader::new(payload).flatten() {
+            self.record_seen(&record, header.first, header.end());
         }
     }
 
