@@ -464,7 +464,7 @@ impl RoleMachine {
         };
         if let Some(mark) = mark {
             let op = OpRecord { mark, deed: Deed::Policy { generation: generation.number } };
-            self.op_appended(KnownOp { op, start, end }, out);
+            self.op_appended(KnownOp { op, start, end });
         }
         self.add_pending(PendingGeneration { generation, start, end }, out);
         if let Some(change) = &mut self.change

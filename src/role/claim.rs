@@ -147,7 +147,7 @@ impl RoleMachine {
         assert_eq!(self.control.history.start_of(term), Some(start), "a term starts where its history says");
         if let Some(mark) = mark {
             let op = OpRecord { mark, deed: Deed::Led { leader: self.control.node, term } };
-            self.op_appended(KnownOp { op, start, end }, out);
+            self.op_appended(KnownOp { op, start, end });
         }
         if let Some(generation) = generation {
             self.add_pending(PendingGeneration { generation, start, end }, out);

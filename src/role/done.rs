@@ -178,7 +178,7 @@ impl RoleMachine {
     }
 
     /// A frame of this log carries an op.
-    pub(super) fn op_appended(&mut self, known: KnownOp, out: &mut Vec<Effect>) {
+    pub(super) fn op_appended(&mut self, known: KnownOp) {
         if self.control.ops.iter().any(|old| (old.op, old.end) == (known.op, known.end)) {
             return;
         }
@@ -188,7 +188,16 @@ impl RoleMachine {
             self.control.ops.remove(0);
         }
         self.control.ops.push(known);
-        self.persist(out);
+        self.ops_unsaved = true;
+    }
+
+    /// Saves the ops once they are committed, when nothing waits for this disk as urgently as for the frame itself. Until
+    /// then a restart finds them in the log: no checkpoint passes what is not committed.
+    pub(super) fn settle_ops(&mut self, log: &LogView, out: &mut Vec<Effect>) {
+        let newest = self.control.ops.last().map_or(Lsn::ZERO, |known| known.end);
+        if self.ops_unsaved && log.committed.lsn() >= newest {
+            self.persist(out);
+        }
     }
 
     /// A log that ends at `end` holds no records above it. True when that changed something.

@@ -162,6 +162,8 @@ pub struct RoleMachine {
     pub(super) rng: Prng,
     /// The newest control image known to be durable.
     pub(super) durable: u64,
+    /// The control file does not hold the newest op of the log yet.
+    pub(super) ops_unsaved: bool,
     /// The image that first held all pending generations.
     pub(super) pending_image: u64,
     /// Where the first pending generation starts that may not be durable in the control file yet.
@@ -242,6 +244,7 @@ impl RoleMachine {
         RoleMachine {
             rng: Prng::new(config.seed),
             durable: control.generation,
+            ops_unsaved: false,
             pending_image: 0,
             pending_from: Lsn::MAX,
             refused_from: None,
@@ -300,6 +303,7 @@ impl RoleMachine {
         self.dispatch(now, log, input, out);
         self.settle_policy(log, out);
         self.settle_operation(log, out);
+        self.settle_ops(log, out);
         while self.advance(now, log, out) {}
     }
 
@@ -354,7 +358,7 @@ impl RoleMachine {
             Input::PolicyAppended { generation, start, end } => {
                 self.policy_appended(PendingGeneration { generation, start, end }, out);
             }
-            Input::OpAppended { op, start, end } => self.op_appended(KnownOp { op, start, end }, out),
+            Input::OpAppended { op, start, end } => self.op_appended(KnownOp { op, start, end }),
             Input::Heartbeat { leader, term, end } => self.heard(now, log, leader, term, end, out),
             Input::Granted { from, incarnation, term, sent } => {
                 if self.leading() == Some(term) {
@@ -611,6 +615,7 @@ impl RoleMachine {
     /// Orders the control state to disk under a new image number.
     pub(super) fn persist(&mut self, out: &mut Vec<Effect>) -> u64 {
         self.control.generation += 1;
+        self.ops_unsaved = false;
         let mut state = Box::new(self.control.clone());
         if let Some((history, fork)) = &self.rewriting {
             state.history = history.clone();

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{MS, Plan, World, run};
 use crate::base::limits::OPS_KEPT;
 use crate::base::{Lsn, NodeId, Term};
+use crate::role::control::ControlState;
 use crate::role::done::{Deed, OpMark, OpRecord};
 use crate::role::input::{Command, Done, PolicyChange, Refusal};
 use crate::role::machine::RoleMachine;
@@ -84,6 +85,10 @@ fn the_next_primary_does_not_change_the_policy_once_more() {
         let mut world = started(21, store);
         let result = ask(&mut world, 0, mark("a"), change(), 3000);
         assert!(matches!(result, Ok(Done::PolicyChanged { generation: 2, .. })), "{result:?}");
+        for copy in world.nodes.iter().flat_map(|node| &node.copies) {
+            let saved = ControlState::decode(copy).expect("nobody crashed").ops;
+            assert_eq!(saved.iter().map(|known| known.op.mark).collect::<Vec<_>>(), [mark("a").unwrap()]);
+        }
         world.crash(0);
         pass(&mut world, 300);
         // The standbys know as well, with or without a primary.
