@@ -529,27 +529,28 @@ impl Run {
 
     /// Every key is read at the primary once more.
     fn final_reads(&mut self) -> Result<(), String> {
-        let mut reads = Vec::new();
-        // An order of a script may outlive it and change the primary once more.
-        for _ in 0..if self.directed { 20 } else { 0 } {
-            if self.operator.serving(&mut self.cluster).is_some() {
-                break;
+        // An order of a script may outlive it and change the primary once more, even between two reads.
+        let (mut waits, mut attempts) = (if self.directed { 20 } else { 0 }, 5);
+        let reads = loop {
+            match self.operator.serving(&mut self.cluster) {
+                Some(node) => {
+                    let reads = self.read_all(node);
+                    if reads.len() == KEYS {
+                        break reads;
+                    }
+                    attempts -= 1;
+                }
+                None if waits > 0 => {
+                    waits -= 1;
+                    let until = self.cluster.world.now() + Duration::from_millis(100);
+                    self.go(until)?;
+                }
+                None => return Err(format!("nobody serves in calm weather:\n{}", self.rows())),
             }
-            let until = self.cluster.world.now() + Duration::from_millis(100);
-            self.go(until)?;
-        }
-        for attempt in 0..5 {
-            let Some(node) = self.operator.serving(&mut self.cluster) else {
-                return Err(format!("nobody serves in calm weather:\n{}", self.rows()));
-            };
-            reads = self.read_all(node);
-            if reads.len() == KEYS {
-                break;
-            }
-            if attempt == 4 {
+            if attempts == 0 {
                 return Err(format!("the primary does not answer in calm weather:\n{}", self.rows()));
             }
-        }
+        };
         let now = self.cluster.world.now().0;
         for (key, value) in reads.into_iter().enumerate() {
             let id = self.shared.history.call(usize::MAX, key, Kind::Get, now);
