@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use baton::base::{Lsn, Mono, Prng};
+use baton::cluster::NodeState;
 use baton::io::sim::{Fault, FaultPlan, SimConfig, Span, Stats, SwarmConfig, World};
-use serde_json::Value;
+use baton::node::Glance;
 
 use super::clients::{ClientHost, Job, KEYS, PAIR, REGISTERS, Shared, key_name};
-use super::cluster::{Cluster, NO_CHECKPOINTS, STORED, ip};
+use super::cluster::{Cluster, LITTLE_MEMORY, NO_CHECKPOINTS, STORED, ip};
 use super::history::{Kind, Outcome};
 use super::logs::{Change, Logs, Order, stale_beyond};
 use super::operator::Operator;
@@ -194,7 +195,9 @@ impl Run {
         let store = if stored { STORED } else { "" };
         // Decay below the oldest checkpoint is not read at start: it breaks no promise, it only keeps others from catching up.
         let rare = if weather == Weather::DamagedLog { NO_CHECKPOINTS } else { "" };
-        let lines = format!("{store}{rare}commit_timeout = \"2s\"\nstall_timeout = \"{patience}\"");
+        let memory =
+            if weather == Weather::Swarm && !(seed / 9).is_multiple_of(4) { LITTLE_MEMORY } else { "" };
+        let lines = format!("{store}{rare}{memory}commit_timeout = \"2s\"\nstall_timeout = \"{patience}\"");
         let mut cluster = Cluster::with_tree(seed, shape.nodes, sim, &lines, &shape.tree);
         cluster.store.flaky = stored;
         let world = cluster.world.clone();
@@ -323,9 +326,7 @@ impl Run {
     /// What every node says of itself, looked at while the run goes on.
     fn watch(&mut self) -> Result<(), String> {
         for node in 1..=self.cluster.machines.len() as u16 {
-            let Some(row) = self.cluster.status(node) else { continue };
-            let known = lsn(&row, "committed_lsn");
-            let applied = lsn(&row, "applied_lsn");
+            let Some(Glance { committed: known, applied, .. }) = self.cluster.glance(node) else { continue };
             if applied > known {
                 return Err(format!("node {node} applied {applied} and knows {known} as committed"));
             }
@@ -343,8 +344,7 @@ impl Run {
             if self.ends[i].is_some_and(|(_, moves)| moves >= 8) {
                 continue;
             }
-            let Some(row) = self.cluster.status(node) else { continue };
-            let (end, flushed) = (lsn(&row, "appended_lsn"), lsn(&row, "flushed_lsn"));
+            let Some(Glance { appended: end, flushed, .. }) = self.cluster.glance(node) else { continue };
             let Some((before, moves)) = self.ends[i] else {
                 self.ends[i] = Some((end, 0));
                 continue;
@@ -365,7 +365,7 @@ impl Run {
 
     /// Reads every log at once: nobody leads without what was committed before. Returns the log of the node that serves.
     fn look_at_all(&mut self) -> Result<Option<Order>, String> {
-        let serving = self.operator.serving(&mut self.cluster);
+        let serving = self.operator.serving(&self.cluster);
         let wiped = self.storm.wiped;
         let nodes = (1..=self.cluster.machines.len() as u16).filter(|node| wiped != Some(*node));
         let orders = nodes.map(|n| Ok((n, self.read_log(n)?))).collect::<Result<Vec<_>, String>>()?;
@@ -470,17 +470,17 @@ impl Run {
     }
 
     /// One primary, everybody else follows.
-    fn normal(&mut self) -> bool {
+    fn normal(&self) -> bool {
         let mut primaries = 0;
         for node in 1..=self.cluster.machines.len() as u16 {
             if self.storm.wiped == Some(node) {
                 continue;
             }
-            let Some(row) = self.cluster.status(node) else { return false };
-            if row["state"] != "Normal" {
+            let Some(glance) = self.cluster.glance(node) else { return false };
+            if glance.state != NodeState::Normal {
                 return false;
             }
-            primaries += usize::from(row["role"] == "Primary");
+            primaries += usize::from(glance.leads());
         }
         primaries == 1
     }
@@ -501,14 +501,14 @@ impl Run {
         let mut reads = Vec::new();
         // An order of a script may outlive it and change the primary once more.
         for _ in 0..if self.scripted { 20 } else { 0 } {
-            if self.operator.serving(&mut self.cluster).is_some() {
+            if self.operator.serving(&self.cluster).is_some() {
                 break;
             }
             let until = self.cluster.world.now() + Duration::from_millis(100);
             self.go(until)?;
         }
         for attempt in 0..5 {
-            let Some(node) = self.operator.serving(&mut self.cluster) else {
+            let Some(node) = self.operator.serving(&self.cluster) else {
                 return Err(format!("nobody serves in calm weather:\n{}", self.rows()));
             };
             reads = self.read_all(node);
@@ -552,9 +552,15 @@ impl Run {
     fn check_against(&self, order: &Order) -> Result<(), String> {
         let nothing = Vec::new();
         let changes = |key: usize| order.keys.get(key_name(key).as_bytes()).unwrap_or(&nothing);
+        let mut written: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
         for operation in &self.shared.history.operations {
             let Kind::Set(value) = operation.kind else { continue };
-            let count = changes(operation.key).iter().filter(|c| c.value == Some(value)).count();
+            let written = written.entry(operation.key).or_insert_with(|| {
+                let mut values: Vec<u64> = changes(operation.key).iter().filter_map(|c| c.value).collect();
+                values.sort_unstable();
+                values
+            });
+            let count = written.partition_point(|v| *v <= value) - written.partition_point(|v| *v < value);
             match (operation.outcome, count) {
                 (Outcome::Done(_), 1) | (Outcome::Doubt | Outcome::Weak, 0 | 1) | (Outcome::Refused, 0) => {}
                 (outcome, count) => {
@@ -620,8 +626,4 @@ impl Run {
             stats: world.stats(),
         }
     }
-}
-
-fn lsn(row: &Value, name: &str) -> Lsn {
-    Lsn(row[name].as_u64().unwrap_or(0))
 }

@@ -69,6 +69,9 @@ impl SimStore {
             let request = Some(request);
             self.under_way.push(UnderWay { node: number, ticket, done_at, told_at, request, answer: None });
         }
+        if self.under_way.is_empty() {
+            return;
+        }
         self.under_way.sort_by_key(|asked| asked.done_at);
         let mut under_way = std::mem::take(&mut self.under_way);
         for asked in under_way.iter_mut().filter(|asked| asked.done_at <= now) {
@@ -122,7 +125,7 @@ fn part(cluster: &Cluster, a: u16, b: u16) {
 }
 
 fn leads(cluster: &mut Cluster, node: u16) -> bool {
-    cluster.status(node).is_some_and(|row| row["role"] == "Primary" && row["state"] == "Normal")
+    cluster.serves(node)
 }
 
 fn failover(cluster: &mut Cluster, node: u16) {
