@@ -110,6 +110,7 @@ mod active {
         }
     }
 
+    #[inline]
     pub fn planted(bug: Bug) -> bool {
         ACTIVE.get() == Some(bug)
     }

@@ -26,7 +26,11 @@ impl Groups {
 
     /// The newest stamp whose group ends at or before `lsn`.
     pub fn at(&self, lsn: Lsn) -> Stamp {
-        let count = self.ends.partition_point(|(_, end)| *end <= lsn);
+        // Mostly everything that is sealed is asked for.
+        let count = match self.ends.back() {
+            Some((_, end)) if *end <= lsn => self.ends.len(),
+            _ => self.ends.partition_point(|(_, end)| *end <= lsn),
+        };
         match count {
             0 if lsn >= self.floor.1 => self.floor.0,
             0 => Stamp::COMMITTED,

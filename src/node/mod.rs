@@ -84,6 +84,7 @@ pub use boot::{BootError, BootOptions};
 pub use chronicle::read as read_history;
 pub use init::{InitDone, InitOptions, Inspect, NodeError, init, init_on, inspect};
 pub use run::{RunOptions, StartRole, processors, role_fits, run};
+pub use status::Glance;
 
 /// Frames with more records than this carry no policy record: those travel nearly alone.
 const POLICY_FRAME_RECORDS_MAX: u32 = 8;

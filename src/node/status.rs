@@ -80,7 +80,40 @@ fn rule_in_words(generation: &Generation) -> PolicyRule {
     }
 }
 
+/// [`NodeStatus`] without its words: what an observer in the same process looks at again and again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Glance {
+    pub role: ShownRole,
+    pub state: NodeState,
+    pub appended: Lsn,
+    pub flushed: Lsn,
+    pub committed: Lsn,
+    pub applied: Lsn,
+}
+
+impl Glance {
+    pub fn leads(&self) -> bool {
+        self.role == ShownRole::Primary
+    }
+
+    pub fn serves(&self) -> bool {
+        self.leads() && self.state == NodeState::Normal
+    }
+}
+
 impl<S: Seam> Node<S> {
+    /// Where this node stands, as its status row says it.
+    pub fn glance(&self) -> Glance {
+        Glance {
+            role: self.shown_role(),
+            state: self.shown_state().0,
+            appended: self.log.wal.end().end,
+            flushed: self.log.wal.flushed().lsn(),
+            committed: self.committed.lsn(),
+            applied: self.data.applied.lsn(),
+        }
+    }
+
     fn static_role(&self, node: NodeId) -> StaticRole {
         let member = self.config.member(node);
         if member.is_some_and(|m| m.upstream.is_some()) {
@@ -189,12 +222,12 @@ impl<S: Seam> Node<S> {
     /// This node's own row.
     pub(super) fn own_status(&self) -> NodeStatus {
         let me = self.config.me();
+        let glance = self.glance();
         let (state, detail) = self.shown_state();
         let leading = self.role.leading().is_some();
-        let end = self.log.wal.end().end;
         let lag_bytes = match (leading, &self.streams.receiver) {
             (true, _) => Some(0),
-            (false, Some(_)) => Some(self.streams.leader_end.since(self.log.wal.flushed().lsn())),
+            (false, Some(_)) => Some(self.streams.leader_end.since(glance.flushed)),
             (false, None) => None,
         };
         let known = leading || self.streams.receiver.is_some();
@@ -204,17 +237,17 @@ impl<S: Seam> Node<S> {
             host: me.host.clone(),
             data: self.config.data.display().to_string(),
             static_role: self.static_role(self.me()),
-            role: self.shown_role(),
+            role: glance.role,
             state,
             detail,
             client: Some(self.config.client_listen.to_string()),
             peer: self.config.peer_listen.to_string(),
             upstream: self.streams.receiver.as_ref().filter(|_| !leading).map(|slot| slot.upstream.0),
             sync_state: None,
-            appended_lsn: Some(end.0),
-            flushed_lsn: Some(self.log.wal.flushed().lsn().0),
-            committed_lsn: Some(self.committed.lsn().0),
-            applied_lsn: Some(self.data.applied.lsn().0),
+            appended_lsn: Some(glance.appended.0),
+            flushed_lsn: Some(glance.flushed.0),
+            committed_lsn: Some(glance.committed.0),
+            applied_lsn: Some(glance.applied.0),
             lag_bytes,
             lag_ms: known.then(|| self.apply_age().as_millis() as u64),
         }

@@ -229,6 +229,11 @@ impl<S: Seam> Node<S> {
         if announce {
             self.announce_at = None;
         }
+        let end = self.log.wal.end().end;
+        let all_sent = self.streams.senders.values().all(|slot| slot.sender.sent() >= end);
+        if all_sent && !announce && self.streams.servers.is_empty() {
+            return;
+        }
         let conns: Vec<ConnId> =
             self.streams.senders.keys().chain(self.streams.servers.keys()).copied().collect();
         for conn in conns {
@@ -257,15 +262,17 @@ impl<S: Seam> Node<S> {
     }
 
     fn next_step(&mut self, conn: ConnId) -> Option<(Step, Reader)> {
-        if let Some(mut slot) = self.streams.senders.remove(&conn) {
-            let step = if slot.loading {
-                None
-            } else {
-                Some(self.with_view(conn, |view, source| slot.sender.next(view, source)))
-            };
-            let reader = Reader::Sender(conn, slot.serial);
-            self.streams.senders.insert(conn, slot);
-            return step.map(|s| (s, reader));
+        // The senders step aside while one of them looks at the rest of this node.
+        let mut senders = std::mem::take(&mut self.streams.senders);
+        let sending = senders.get_mut(&conn).map(|slot| {
+            let next =
+                |slot: &mut SenderSlot| self.with_view(conn, |view, source| slot.sender.next(view, source));
+            let step = if slot.loading { None } else { Some(next(slot)) };
+            step.map(|step| (step, Reader::Sender(conn, slot.serial)))
+        });
+        self.streams.senders = senders;
+        if let Some(step) = sending {
+            return step;
         }
         let mut slot = self.streams.servers.remove(&conn)?;
         let step = if slot.loading {

@@ -73,13 +73,13 @@ enum Step {
 
 impl RoleMachine {
     /// The generations that bind this node's own commits and lease.
-    pub(super) fn in_force(&self) -> Vec<Generation> {
+    pub(super) fn in_force(&self) -> impl DoubleEndedIterator<Item = &Generation> {
         let pending = &self.control.pending;
         // A forced generation stands for everything before it: that is what was forced.
         let forced = pending.iter().rposition(|pending| pending.generation.forced);
         let policy = forced.is_none().then_some(&self.control.policy);
         let rest = pending[forced.unwrap_or(0)..].iter().map(|pending| &pending.generation);
-        policy.into_iter().chain(rest).cloned().collect()
+        policy.into_iter().chain(rest)
     }
 
     /// The newest generation in this log, committed or not.

@@ -164,7 +164,7 @@ impl RoleMachine {
             .with("term", term)
             .with("start", start)
             .with("promises", nodes(recruit.promises.keys()))
-            .with("copies besides the own", self.in_force().iter().map(|g| g.k).max().unwrap_or(0));
+            .with("copies besides the own", self.in_force().map(|g| g.k).max().unwrap_or(0));
         out.push(Effect::Evidence(evidence.clone()));
         self.lease = Default::default();
         self.phase = Phase::Leading(Leading {

@@ -47,14 +47,14 @@ impl LeaderLease {
     }
 
     /// Until when every generation's grantors together keep every recruit quorum away; `None` when they do not.
-    pub fn until(
+    pub fn until<'a>(
         &self,
-        generations: &[Generation],
+        generations: impl IntoIterator<Item = &'a Generation>,
         leader: NodeId,
         incarnation: Incarnation,
     ) -> Option<Mono> {
         generations
-            .iter()
+            .into_iter()
             .map(|generation| {
                 let needed = generation.others_needed(leader, incarnation);
                 if needed == 0 {

@@ -710,7 +710,7 @@ impl RoleMachine {
     /// Every other node that is known: configured, or a member of a generation.
     pub(super) fn everybody(&self) -> Vec<NodeId> {
         let mut all = self.config.peers.clone();
-        all.extend(self.in_force().iter().flat_map(Generation::members).map(|member| member.node));
+        all.extend(self.in_force().flat_map(Generation::members).map(|member| member.node));
         all.sort_unstable();
         all.dedup();
         all.retain(|node| *node != self.control.node);

@@ -84,7 +84,7 @@ impl RoleMachine {
     /// Leader side: when the read lease ends; `None` when it has none.
     pub fn lease_until(&self) -> Option<Mono> {
         self.leading()?;
-        self.lease.until(&self.in_force(), self.control.node, self.control.incarnation)
+        self.lease.until(self.in_force(), self.control.node, self.control.incarnation)
     }
 
     /// Leader side: the rule by which the commit index moves; `None` when this node may commit nothing.
@@ -96,7 +96,7 @@ impl RoleMachine {
         Some(CommitRule {
             leader: self.control.node,
             incarnation: self.control.incarnation,
-            generations: self.in_force(),
+            generations: self.in_force().cloned().collect(),
             floor: leading.end,
         })
     }
@@ -104,9 +104,8 @@ impl RoleMachine {
     /// The bound incarnation of a member, for the authentication of peers; `None` when not bound yet.
     pub fn bound_incarnation(&self, node: NodeId) -> Option<Incarnation> {
         self.in_force()
-            .iter()
             .rev()
-            .flat_map(|generation| generation.members().copied().collect::<Vec<_>>())
+            .flat_map(|generation| generation.members())
             .find(|member| member.node == node && member.incarnation != Incarnation(0))
             .map(|member| member.incarnation)
     }

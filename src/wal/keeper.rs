@@ -192,9 +192,9 @@ impl SegmentKeeper {
                 KeeperEffect::Create { id, file: LogFile::Spare(spare) }
             }
             Step::Piece(spare, offset) => {
-                let len = PIECE_BYTES.min(self.config.segment_bytes - offset);
-                let zeros =
-                    self.zeros.get_or_insert_with(|| AlignedBuf::zeroed(PIECE_BYTES as usize).share());
+                let largest = PIECE_BYTES.min(self.config.segment_bytes);
+                let len = largest.min(self.config.segment_bytes - offset);
+                let zeros = self.zeros.get_or_insert_with(|| AlignedBuf::zeroed(largest as usize).share());
                 let data = zeros.slice(0..len as usize);
                 KeeperEffect::Write { id, file: LogFile::Spare(spare), offset, data }
             }

@@ -2,6 +2,7 @@
 //! what they were told.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io::Write;
 use std::time::Duration;
 
 use baton::base::{Mono, Prng};
@@ -51,7 +52,7 @@ enum Wanted {
     Role,
     One(usize),
     /// Replies of EXEC.
-    All(Vec<usize>),
+    All([usize; 2]),
     Standby(usize),
 }
 
@@ -192,11 +193,13 @@ impl ClientHost {
         for i in 0..self.clients.len() {
             self.act(i, now, shared);
         }
+        // Who has nothing to ask for wakes up for events only.
         let next = self.clients.iter().map(|c| match c.phase {
-            Phase::Idle { until } => until,
-            Phase::Dialing { .. } => now + PATIENCE,
+            Phase::Idle { until } if !shared.quiet => until,
+            Phase::Idle { .. } | Phase::Dialing { .. } => now + PATIENCE,
             Phase::Ready { next, .. } => match c.wanted.front() {
                 Some((_, since)) => *since + PATIENCE,
+                None if shared.quiet => now + PATIENCE,
                 None => next,
             },
         });
@@ -317,7 +320,7 @@ impl ClientHost {
             match self.clients[i].job {
                 Job::Watch => {
                     let key = self.rng.below(KEYS as u64) as usize;
-                    text.extend_from_slice(format!("GET {}\r\n", key_name(key)).as_bytes());
+                    line(&mut text, "GET", key);
                     self.clients[i].wanted.push_back((Wanted::Standby(key), now));
                 }
                 Job::Work => self.work(i, &mut text, now, shared),
@@ -352,42 +355,42 @@ impl ClientHost {
                 1..=3 => rng.below(300) as usize,
                 _ => 0,
             };
-            (shared.next_value, format!("{}:{}", shared.next_value, "x".repeat(padding)))
+            (shared.next_value, padding)
         };
         let history = &mut shared.history;
-        let mut one = |text: &mut Vec<u8>, line: String, key: usize, kind: Kind| {
-            text.extend_from_slice(line.as_bytes());
-            text.extend_from_slice(b"\r\n");
+        let mut one = |key: usize, kind: Kind| {
             wanted.push_back((Wanted::One(history.call(i, key, kind, at)), now));
         };
         match rng.below(100) {
             0..30 => {
                 let key = rng.below(REGISTERS as u64) as usize;
-                let (number, padded) = value(rng);
-                one(text, format!("SET {} {padded}", key_name(key)), key, Kind::Set(number));
+                let (number, padding) = value(rng);
+                set(text, key, number, padding);
+                one(key, Kind::Set(number));
             }
             30..60 => {
                 let key = rng.below(PAIR as u64) as usize;
-                one(text, format!("GET {}", key_name(key)), key, Kind::Get);
+                line(text, "GET", key);
+                one(key, Kind::Get);
             }
             60..75 => {
                 let key = REGISTERS + rng.below(COUNTERS as u64) as usize;
-                one(text, format!("INCR {}", key_name(key)), key, Kind::Incr);
+                line(text, "INCR", key);
+                one(key, Kind::Incr);
             }
             75..80 => {
                 let key = rng.below(REGISTERS as u64) as usize;
-                one(text, format!("DEL {}", key_name(key)), key, Kind::Del);
+                line(text, "DEL", key);
+                one(key, Kind::Del);
             }
             80..90 => {
-                let (number, padded) = value(rng);
-                let lines = (0..2).map(|k| format!("SET {} {padded}", key_name(PAIR + k)));
-                let ids = (0..2).map(|k| history.call(i, PAIR + k, Kind::Set(number), at)).collect();
-                transaction(text, lines, wanted, ids, now);
+                let (number, padding) = value(rng);
+                let ids = [0, 1].map(|k| history.call(i, PAIR + k, Kind::Set(number), at));
+                transaction(text, |text, key| set(text, key, number, padding), wanted, ids, now);
             }
             _ => {
-                let lines = (0..2).map(|k| format!("GET {}", key_name(PAIR + k)));
-                let ids = (0..2).map(|k| history.call(i, PAIR + k, Kind::Get, at)).collect();
-                transaction(text, lines, wanted, ids, now);
+                let ids = [0, 1].map(|k| history.call(i, PAIR + k, Kind::Get, at));
+                transaction(text, |text, key| line(text, "GET", key), wanted, ids, now);
             }
         }
     }
@@ -412,30 +415,35 @@ impl ClientHost {
     }
 
     fn replies(&mut self, i: usize, now: Mono, shared: &mut Shared) {
+        let mut input = std::mem::take(&mut self.clients[i].input);
+        let mut used = 0;
         loop {
             let client = &mut self.clients[i];
-            let parsed = client.parser.parse(&client.input, &ReplyLimits::default());
-            let len = match parsed {
+            let rest = &input[used..];
+            let len = match client.parser.parse(rest, &ReplyLimits::default()) {
                 Ok(Some(len)) => len,
-                Ok(None) => return,
+                Ok(None) => break,
                 Err(error) => {
                     shared.problems.push(format!("a reply cannot be parsed: {error}"));
                     return;
                 }
             };
-            let bytes: Vec<u8> = client.input.drain(..len).collect();
+            let bytes = &rest[..len];
             let Some((wanted, _)) = client.wanted.pop_front() else {
-                let text = String::from_utf8_lossy(&bytes).into_owned();
+                let text = String::from_utf8_lossy(bytes).into_owned();
                 if !text.starts_with("-ERR max number") {
                     shared.problems.push(format!("a reply that nobody asked for: {text}"));
                 }
                 return;
             };
-            let value = decode(&bytes).expect("a reply that parsed");
+            let value = decode(bytes).expect("a reply that parsed");
             if !self.reply(i, wanted, &value, now, shared) {
                 return;
             }
+            used += len;
         }
+        input.drain(..used);
+        self.clients[i].input = input;
     }
 
     /// Says whether the connection goes on.
@@ -536,18 +544,29 @@ impl ClientHost {
     }
 }
 
+/// A request about one key.
+fn line(text: &mut Vec<u8>, verb: &str, key: usize) {
+    write!(text, "{verb} key{key}\r\n").expect("memory takes bytes");
+}
+
+/// Writes a number that is written once, and padding behind it.
+fn set(text: &mut Vec<u8>, key: usize, number: u64, padding: usize) {
+    write!(text, "SET key{key} {number}:").expect("memory takes bytes");
+    text.resize(text.len() + padding, b'x');
+    text.extend_from_slice(b"\r\n");
+}
+
 fn transaction(
     text: &mut Vec<u8>,
-    lines: impl Iterator<Item = String>,
+    ask: impl Fn(&mut Vec<u8>, usize),
     wanted: &mut VecDeque<(Wanted, Mono)>,
-    ids: Vec<usize>,
+    ids: [usize; 2],
     now: Mono,
 ) {
     text.extend_from_slice(b"MULTI\r\n");
     wanted.push_back((Wanted::Nothing, now));
-    for line in lines {
-        text.extend_from_slice(line.as_bytes());
-        text.extend_from_slice(b"\r\n");
+    for k in 0..ids.len() {
+        ask(text, PAIR + k);
         wanted.push_back((Wanted::Nothing, now));
     }
     text.extend_from_slice(b"EXEC\r\n");

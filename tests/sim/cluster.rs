@@ -11,7 +11,7 @@ use baton::base::{ClusterId, Mono};
 use baton::config::{Config, Degrade, StoreChoice, parse};
 use baton::io::sim::{Due, HostId, SimConfig, SimSeam, World};
 use baton::io::{ConnId, Event, Op, Outgoing, Seam};
-use baton::node::{BootError, BootOptions, InitOptions, Node, StartRole, Turn, init_on};
+use baton::node::{BootError, BootOptions, Glance, InitOptions, Node, StartRole, Turn, init_on};
 use baton::resp::{ReplyLimits, ReplyParser};
 use serde_json::Value;
 
@@ -80,6 +80,10 @@ pub const STORED: &str = "#stored\n";
 /// Among further settings: no shard is checkpointed for the length of its log, so that every start reads all of it.
 pub const NO_CHECKPOINTS: &str = "#no checkpoints\n";
 
+/// Among further settings: less memory than a configuration may give. A standby that was away is fed from the segments,
+/// and buffers come back.
+pub const LITTLE_MEMORY: &str = "#little memory\n";
+
 /// The configuration of one of `nodes` nodes. Small segments, so that runs cross many of them.
 ///
 /// `tree` names the upstreams of cascaded standbys: (node, upstream).
@@ -112,6 +116,9 @@ pub fn config_of(node: u16, nodes: u16, extra: &str, tree: &[(u16, u16)]) -> Con
     if stored {
         config.store = StoreChoice::Dir("/store".into());
         config.degrade = Degrade::After(Duration::from_secs(2));
+    }
+    if extra.contains(LITTLE_MEMORY) {
+        config.memory = 16 << 20;
     }
     config
 }
@@ -281,7 +288,19 @@ impl Cluster {
         }
     }
 
-    /// What a running node says about itself.
+    /// Where a running node stands.
+    pub fn glance(&self, node: u16) -> Option<Glance> {
+        let machine = &self.machines[usize::from(node) - 1];
+        let _build = Build::played(machine.format);
+        machine.node.as_ref().map(Node::glance)
+    }
+
+    /// Whether a node serves, as it says itself.
+    pub fn serves(&self, node: u16) -> bool {
+        self.glance(node).is_some_and(|glance| glance.serves())
+    }
+
+    /// What a running node says about itself, in words.
     pub fn status(&mut self, node: u16) -> Option<Value> {
         let (sender, receiver) = mpsc::channel();
         let reply = Box::new(move |response: Response| drop(sender.send(response)));

@@ -4,6 +4,10 @@
 //! An operation without an answer may have taken effect at any later time, or never; one that was refused must not have.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use xxhash_rust::xxh3::xxh3_128;
+use zerocopy::IntoBytes;
 
 /// What an operation does to its key. Every written value is written once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,6 +130,24 @@ fn step(state: Option<u64>, operation: &Operation) -> Option<Option<u64>> {
     }
 }
 
+/// Takes a part of what is hashed for its hash: that is a digest already.
+#[derive(Default)]
+struct Digested(u64);
+
+impl Hasher for Digested {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only digests are hashed");
+    }
+
+    fn write_u128(&mut self, digest: u128) {
+        self.0 = digest as u64;
+    }
+}
+
 /// The search over one key.
 struct Search<'a> {
     operations: &'a [Operation],
@@ -137,7 +159,9 @@ struct Search<'a> {
     low: usize,
     /// Operations without an answer that may have happened, in order of calls.
     open: Vec<usize>,
-    seen: HashSet<(Vec<u64>, Option<u64>, bool)>,
+    /// Digests of the places that were reached. Of 128 bits: two places never share one.
+    seen: HashSet<u128, BuildHasherDefault<Digested>>,
+    place: Vec<u64>,
     /// The longest explained prefix, for the report.
     best: usize,
     best_state: Option<u64>,
@@ -181,7 +205,8 @@ impl<'a> Search<'a> {
             taken: vec![0; operations.len().div_ceil(64)],
             left: operations.iter().filter(|o| definite(o)).count(),
             operations,
-            seen: HashSet::new(),
+            seen: HashSet::default(),
+            place: Vec::new(),
             best: 0,
             best_state: None,
             best_blocked: None,
@@ -205,15 +230,20 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Which operations are taken, in few words: all definite ones below a place, these open ones, and those behind.
-    fn place(&self) -> Vec<u64> {
-        let mut place = vec![self.low as u64];
-        place.extend(self.open.iter().filter(|i| **i < self.low && self.taken(**i)).map(|i| *i as u64));
+    /// Notes a place: the state, and which operations are taken, in few words: all definite ones below `low`, these open
+    /// ones, and those behind. Says whether it is new.
+    fn arrive(&mut self, state: Option<u64>, doubtful: bool) -> bool {
+        let mut place = std::mem::take(&mut self.place);
+        place.clear();
+        place.extend([u64::from(state.is_some()), state.unwrap_or(0), u64::from(doubtful), self.low as u64]);
+        let below = self.open.iter().take_while(|i| **i < self.low);
+        place.extend(below.filter(|i| self.taken(**i)).map(|i| *i as u64));
         place.push(u64::MAX);
         let behind = &self.taken[(self.low / 64).min(self.taken.len())..];
         let end = behind.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
         place.extend_from_slice(&behind[..end]);
-        place
+        self.place = place;
+        self.seen.insert(xxh3_128(self.place.as_bytes()))
     }
 
     /// The earliest return among definite operations that are not taken: nothing called after it may go first.
@@ -258,7 +288,7 @@ impl<'a> Search<'a> {
                     self.flip(i);
                     self.skip_taken();
                     let now_doubtful = !definite(&self.operations[i]);
-                    if self.seen.insert((self.place(), after, now_doubtful)) {
+                    if self.arrive(after, now_doubtful) {
                         let took = Some(i);
                         stack.push(Frame { state: after, doubtful: now_doubtful, next: 0, took, low });
                     } else {

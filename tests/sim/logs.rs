@@ -12,11 +12,11 @@ use baton::record::Record;
 use baton::record::key::{Meta, split};
 use baton::wal::{FrameScan, Geometry, LogFile, LogReader};
 
-/// Segment files of a host, each read once.
+/// Segment files of a host.
 struct Disk<'a> {
     world: &'a World,
     host: HostId,
-    loaded: Option<(u64, Vec<u8>)>,
+    spare: Option<AlignedBuf>,
 }
 
 impl LogReader for Disk<'_> {
@@ -32,19 +32,21 @@ impl LogReader for Disk<'_> {
     }
 
     fn read(&mut self, segment: u64, offset: u64, len: usize) -> io::Result<Option<AlignedBuf>> {
-        if self.loaded.as_ref().is_none_or(|(number, _)| *number != segment) {
-            let path = PathBuf::from(format!("/data/wal/{}", LogFile::Segment(segment)));
-            match self.world.file(self.host, &path) {
-                Some(bytes) => self.loaded = Some((segment, bytes)),
-                None => return Ok(None),
-            }
-        }
-        let (_, bytes) = self.loaded.as_ref().expect("just loaded");
-        let from = (offset as usize).min(bytes.len());
-        let part = &bytes[from..bytes.len().min(from + len)];
-        let mut buffer = AlignedBuf::zeroed(part.len());
-        buffer[..part.len()].copy_from_slice(part);
-        Ok(Some(buffer))
+        let mut buffer = match self.spare.take() {
+            Some(spare) if spare.capacity() >= len => spare,
+            _ => AlignedBuf::zeroed(len),
+        };
+        buffer.set_len(len);
+        let path = PathBuf::from(format!("/data/wal/{}", LogFile::Segment(segment)));
+        let read = self.world.read_file(self.host, &path, offset, &mut buffer);
+        Ok(read.map(|count| {
+            buffer.set_len(count);
+            buffer
+        }))
+    }
+
+    fn recycle(&mut self, buffer: AlignedBuf) {
+        self.spare = Some(buffer);
     }
 }
 
@@ -84,7 +86,7 @@ pub struct Logs {
 
 /// A frame that stands on a node's disk at or behind `end`, where its log ends.
 pub fn stale_beyond(world: &World, host: HostId, segment_bytes: u64, end: Lsn) -> Option<Lsn> {
-    let mut disk = Disk { world, host, loaded: None };
+    let mut disk = Disk { world, host, spare: None };
     let geometry = Geometry::new(ClusterId(0xC1), segment_bytes);
     let segments = disk.segments().ok()?;
     for segment in segments.into_iter().filter(|segment| *segment >= end.segment(segment_bytes)) {
@@ -120,7 +122,7 @@ impl Logs {
         segment_bytes: u64,
         marks: &BTreeSet<Lsn>,
     ) -> Result<Order, String> {
-        let mut disk = Disk { world, host, loaded: None };
+        let mut disk = Disk { world, host, spare: None };
         let geometry = Geometry::new(ClusterId(0xC1), segment_bytes);
         let committed = marks.last().copied().unwrap_or(Lsn::ZERO);
         let mut order = Order::default();

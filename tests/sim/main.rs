@@ -130,7 +130,7 @@ fn standbys_with_holes_under_the_leaders_mark_are_whole() {
         cluster.kill(1);
         let response = cluster.admin(2, Verb::Failover(Failover::default()), Duration::from_secs(20));
         assert!(response.as_ref().is_some_and(|r| r.ok), "seed {seed}: {response:?} {:#?}", cluster.rows());
-        let serving = (2..=3).find(|node| cluster.status(*node).is_some_and(|row| row["role"] == "Primary"));
+        let serving = (2..=3).find(|node| cluster.glance(*node).is_some_and(|glance| glance.leads()));
         wait_serving(&mut cluster, serving.expect("somebody leads"));
     }
 }

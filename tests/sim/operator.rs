@@ -121,10 +121,8 @@ impl Operator {
     }
 
     /// The node that serves, as it says itself.
-    pub fn serving(&self, cluster: &mut Cluster) -> Option<u16> {
-        (1..=cluster.machines.len() as u16).find(|node| {
-            cluster.status(*node).is_some_and(|row| row["role"] == "Primary" && row["state"] == "Normal")
-        })
+    pub fn serving(&self, cluster: &Cluster) -> Option<u16> {
+        (1..=cluster.machines.len() as u16).find(|node| cluster.serves(*node))
     }
 }
 

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use baton::base::{Lsn, Mono, Prng};
+use baton::cluster::NodeState;
 use baton::io::sim::{Fault, FaultPlan, SimConfig, Span, Stats, SwarmConfig, World};
-use serde_json::Value;
+use baton::node::Glance;
 
 use super::clients::{ClientHost, Job, KEYS, PAIR, REGISTERS, Shared, key_name};
-use super::cluster::{Cluster, NO_CHECKPOINTS, STORED, ip};
+use super::cluster::{Cluster, LITTLE_MEMORY, NO_CHECKPOINTS, STORED, ip};
 use super::history::{Kind, Outcome};
 use super::logs::{Change, Logs, Order, stale_beyond};
 use super::operator::Operator;
@@ -225,7 +226,9 @@ impl Run {
         let store = if stored || flaky { STORED } else { "" };
         // Decay below the oldest checkpoint is not read at start: it breaks no promise, it only keeps others from catching up.
         let rare = if weather == Weather::DamagedLog { NO_CHECKPOINTS } else { "" };
-        let lines = format!("{store}{rare}commit_timeout = \"2s\"\nstall_timeout = \"{patience}\"");
+        let memory =
+            if weather == Weather::Swarm && !(seed / 9).is_multiple_of(4) { LITTLE_MEMORY } else { "" };
+        let lines = format!("{store}{rare}{memory}commit_timeout = \"2s\"\nstall_timeout = \"{patience}\"");
         let mut cluster = Cluster::with_tree(seed, shape.nodes, sim, &lines, &shape.tree);
         cluster.store.flaky = flaky;
         let world = cluster.world.clone();
@@ -354,9 +357,7 @@ impl Run {
     /// What every node says of itself, looked at while the run goes on.
     fn watch(&mut self) -> Result<(), String> {
         for node in 1..=self.cluster.machines.len() as u16 {
-            let Some(row) = self.cluster.status(node) else { continue };
-            let known = lsn(&row, "committed_lsn");
-            let applied = lsn(&row, "applied_lsn");
+            let Some(Glance { committed: known, applied, .. }) = self.cluster.glance(node) else { continue };
             if applied > known {
                 return Err(format!("node {node} applied {applied} and knows {known} as committed"));
             }
@@ -374,8 +375,7 @@ impl Run {
             if self.ends[i].is_some_and(|(_, moves)| moves >= 8) {
                 continue;
             }
-            let Some(row) = self.cluster.status(node) else { continue };
-            let (end, flushed) = (lsn(&row, "appended_lsn"), lsn(&row, "flushed_lsn"));
+            let Some(Glance { appended: end, flushed, .. }) = self.cluster.glance(node) else { continue };
             let Some((before, moves)) = self.ends[i] else {
                 self.ends[i] = Some((end, 0));
                 continue;
@@ -396,7 +396,7 @@ impl Run {
 
     /// Reads every log at once: nobody leads without what was committed before. Returns the log of the node that serves.
     fn look_at_all(&mut self) -> Result<Option<Order>, String> {
-        let serving = self.operator.serving(&mut self.cluster);
+        let serving = self.operator.serving(&self.cluster);
         let wiped = self.storm.wiped;
         let nodes = (1..=self.cluster.machines.len() as u16).filter(|node| wiped != Some(*node));
         let orders = nodes.map(|n| Ok((n, self.read_log(n)?))).collect::<Result<Vec<_>, String>>()?;
@@ -501,17 +501,17 @@ impl Run {
     }
 
     /// One primary, everybody else follows.
-    fn normal(&mut self) -> bool {
+    fn normal(&self) -> bool {
         let mut primaries = 0;
         for node in 1..=self.cluster.machines.len() as u16 {
             if self.storm.wiped == Some(node) {
                 continue;
             }
-            let Some(row) = self.cluster.status(node) else { return false };
-            if row["state"] != "Normal" {
+            let Some(glance) = self.cluster.glance(node) else { return false };
+            if glance.state != NodeState::Normal {
                 return false;
             }
-            primaries += usize::from(row["role"] == "Primary");
+            primaries += usize::from(glance.leads());
         }
         primaries == 1
     }
@@ -532,7 +532,7 @@ impl Run {
         // An order of a script may outlive it and change the primary once more, even between two reads.
         let (mut waits, mut attempts) = (if self.directed { 20 } else { 0 }, 5);
         let reads = loop {
-            match self.operator.serving(&mut self.cluster) {
+            match self.operator.serving(&self.cluster) {
                 Some(node) => {
                     let reads = self.read_all(node);
                     if reads.len() == KEYS {
@@ -584,9 +584,15 @@ impl Run {
     fn check_against(&self, order: &Order) -> Result<(), String> {
         let nothing = Vec::new();
         let changes = |key: usize| order.keys.get(key_name(key).as_bytes()).unwrap_or(&nothing);
+        let mut written: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
         for operation in &self.shared.history.operations {
             let Kind::Set(value) = operation.kind else { continue };
-            let count = changes(operation.key).iter().filter(|c| c.value == Some(value)).count();
+            let written = written.entry(operation.key).or_insert_with(|| {
+                let mut values: Vec<u64> = changes(operation.key).iter().filter_map(|c| c.value).collect();
+                values.sort_unstable();
+                values
+            });
+            let count = written.partition_point(|v| *v <= value) - written.partition_point(|v| *v < value);
             match (operation.outcome, count) {
                 (Outcome::Done(_), 1) | (Outcome::Doubt | Outcome::Weak, 0 | 1) | (Outcome::Refused, 0) => {}
                 (outcome, count) => {
@@ -653,8 +659,4 @@ impl Run {
             climaxes: self.storm.climaxes,
         }
     }
-}
-
-fn lsn(row: &Value, name: &str) -> Lsn {
-    Lsn(row[name].as_u64().unwrap_or(0))
 }

@@ -66,6 +66,9 @@ pub struct Summary {
     pub runs: u64,
     pub simulated: Duration,
     pub wall: Duration,
+    /// Processor time of this process meanwhile, on all cores together.
+    pub cpu: Duration,
+    pub threads: usize,
     pub acked: usize,
     pub reads: usize,
     pub standby_reads: usize,
@@ -79,7 +82,7 @@ pub struct Summary {
 
 /// Runs `count` seeds from `base` on `threads` threads; stops early after `failures_max` failures.
 pub fn run_many(base: u64, count: u64, threads: usize, failures_max: usize) -> Summary {
-    let begun = Instant::now();
+    let (begun, spent) = (Instant::now(), cpu_time());
     let next = AtomicU64::new(0);
     let enough = AtomicBool::new(false);
     let summary = Mutex::new(Summary::default());
@@ -103,7 +106,19 @@ pub fn run_many(base: u64, count: u64, threads: usize, failures_max: usize) -> S
     });
     let mut summary = summary.into_inner().expect("no thread panics with it");
     summary.wall = begun.elapsed();
+    summary.cpu = cpu_time().saturating_sub(spent);
+    summary.threads = threads;
     summary
+}
+
+/// Processor time that this process has used, in the kernel too; zero where the kernel does not say.
+fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Behind the name, which may hold spaces: the state, ten numbers, and then the two that count, in hundredths of a
+    // second.
+    let numbers = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks: u64 = numbers.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 10)
 }
 
 impl Summary {
@@ -136,13 +151,16 @@ impl Summary {
 
     /// One line for people.
     pub fn line(&self) -> String {
+        let simulated = self.simulated.as_secs_f64();
         format!(
-            "{} seeds, {:.0} simulated seconds in {:.1} s ({:.1} simulated per second): {} writes acknowledged, {} in \
-             doubt, {} refused, {} reads, {} standby reads, {} terms, slowest recovery {:.1} s, errors {:?}",
+            "{} seeds, {simulated:.0} simulated seconds in {:.1} s on {} threads ({:.1} simulated per second in all, {:.1} \
+             per second of one core): {} writes acknowledged, {} in doubt, {} refused, {} reads, {} standby reads, {} \
+             terms, slowest recovery {:.1} s, errors {:?}",
             self.runs,
-            self.simulated.as_secs_f64(),
             self.wall.as_secs_f64(),
-            self.simulated.as_secs_f64() / self.wall.as_secs_f64().max(1e-9),
+            self.threads,
+            simulated / self.wall.as_secs_f64().max(1e-9),
+            simulated / self.cpu.as_secs_f64().max(1e-9),
             self.acked,
             self.doubts,
             self.refused,

@@ -92,6 +92,9 @@ impl SimStore {
             let (request, answer, orphan) = (Some(request), None, false);
             self.under_way.push(UnderWay { node: number, orphan, ticket, done_at, told_at, request, answer });
         }
+        if self.under_way.is_empty() {
+            return;
+        }
         self.under_way.sort_by_key(|asked| asked.done_at);
         let mut under_way = std::mem::take(&mut self.under_way);
         for asked in under_way.iter_mut().filter(|asked| asked.done_at <= now) {
@@ -146,7 +149,7 @@ fn part(cluster: &Cluster, a: u16, b: u16) {
 }
 
 fn leads(cluster: &mut Cluster, node: u16) -> bool {
-    cluster.status(node).is_some_and(|row| row["role"] == "Primary" && row["state"] == "Normal")
+    cluster.serves(node)
 }
 
 fn failover(cluster: &mut Cluster, node: u16) {

@@ -55,9 +55,8 @@ impl Storm {
     }
 
     /// Whoever believes to lead.
-    fn primary(&self, cluster: &mut Cluster) -> Option<u16> {
-        (1..=cluster.machines.len() as u16)
-            .find(|n| cluster.status(*n).is_some_and(|row| row["role"] == "Primary"))
+    fn primary(&self, cluster: &Cluster) -> Option<u16> {
+        (1..=cluster.machines.len() as u16).find(|n| cluster.glance(*n).is_some_and(|glance| glance.leads()))
     }
 
     fn ask(&mut self, cluster: &mut Cluster, node: u16) {

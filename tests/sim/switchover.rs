@@ -80,9 +80,7 @@ fn a_death_in_the_middle_of_a_switchover_heals_by_itself() {
         let mut serving = None;
         for _ in 0..100 {
             pass(&mut cluster, 200);
-            serving = (1..=3u16).find(|node| {
-                cluster.status(*node).is_some_and(|row| row["role"] == "Primary" && row["state"] == "Normal")
-            });
+            serving = (1..=3u16).find(|node| cluster.serves(*node));
             if serving.is_some() {
                 break;
             }

@@ -20,10 +20,6 @@ use crate::io::{Event, FileId, Waker};
 /// Something that will happen. Stamps and missing subjects make stale entries harmless.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum What {
-    Turn {
-        host: usize,
-        stamp: u64,
-    },
     Landed {
         host: usize,
         op: u64,
@@ -62,26 +58,66 @@ pub(super) enum What {
     },
 }
 
-/// The future, by time; equal times in a seeded order.
+/// A place in the future: the time, then a seeded order among what is due at the same time.
+type Place = (u64, u64);
+
+/// No turn to come.
+const NEVER: Place = (u64::MAX, u64::MAX);
+
+/// What comes next.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    Turn { host: usize },
+    Happens(What),
+}
+
+/// The future, by time; equal times in a seeded order. A host has one turn to come at most, and it moves with every
+/// event: turns stand apart, where a move costs nothing.
 pub(super) struct Queue {
-    heap: BinaryHeap<Reverse<(u64, u32, u64, What)>>,
+    heap: BinaryHeap<Reverse<(Place, What)>>,
+    /// One for each host.
+    turns: Vec<Place>,
     ties: Prng,
-    pushed: u64,
+    pushed: u32,
 }
 
 impl Queue {
-    pub(super) fn push(&mut self, at: u64, what: What) {
-        self.pushed += 1;
-        let tie = self.ties.next_u64() as u32;
-        self.heap.push(Reverse((at, tie, self.pushed, what)));
+    fn new(ties: Prng) -> Queue {
+        Queue { heap: BinaryHeap::new(), turns: Vec::new(), ties, pushed: 0 }
     }
 
-    fn pop_before(&mut self, limit: u64) -> Option<(u64, What)> {
-        let Reverse((at, ..)) = self.heap.peek()?;
-        if *at > limit {
+    fn place(&mut self, at: u64) -> Place {
+        self.pushed = self.pushed.wrapping_add(1);
+        let tie = self.ties.next_u64() << 32;
+        (at, tie | u64::from(self.pushed))
+    }
+
+    pub(super) fn push(&mut self, at: u64, what: What) {
+        let place = self.place(at);
+        self.heap.push(Reverse((place, what)));
+    }
+
+    /// When the host's next turn is due.
+    fn set_turn(&mut self, host: usize, at: Option<u64>) {
+        let at = at.unwrap_or(u64::MAX);
+        if self.turns[host].0 != at {
+            self.turns[host] = if at == u64::MAX { NEVER } else { self.place(at) };
+        }
+    }
+
+    fn pop_before(&mut self, limit: u64) -> Option<(u64, Next)> {
+        let (host, turn) =
+            (0..).zip(self.turns.iter().copied()).min_by_key(|(_, turn)| *turn).unwrap_or((0, NEVER));
+        let head = self.heap.peek().map_or(NEVER, |Reverse((place, _))| *place);
+        let first = turn.min(head);
+        if first == NEVER || first.0 > limit {
             return None;
         }
-        self.heap.pop().map(|Reverse((at, _, _, what))| (at, what))
+        if turn < head {
+            self.turns[host] = NEVER;
+            return Some((turn.0, Next::Turn { host }));
+        }
+        self.heap.pop().map(|Reverse(((at, _), what))| (at, Next::Happens(what)))
     }
 }
 
@@ -117,9 +153,6 @@ pub(super) struct Process {
     deadline: Option<Mono>,
     /// When it notices what is in its inbox.
     noticed: Option<u64>,
-    /// The turn in the queue that counts.
-    turn_at: Option<u64>,
-    turn_stamp: u64,
 }
 
 pub(super) struct Host {
@@ -179,7 +212,7 @@ impl Core {
         assert!(sector == 512 || sector == 4096, "disks tear at 512 or 4096 bytes");
         let mut rng = Prng::new(seed);
         Core {
-            queue: Queue { heap: BinaryHeap::new(), ties: rng.fork(), pushed: 0 },
+            queue: Queue::new(rng.fork()),
             net: Net::new(rng.fork()),
             buggify_rng: rng.fork(),
             rng,
@@ -223,6 +256,7 @@ impl Core {
             dying: false,
         };
         self.hosts.push(host);
+        self.queue.turns.push(NEVER);
         HostId(self.hosts.len() as u16 - 1)
     }
 
@@ -249,8 +283,6 @@ impl Core {
             wake: Arc::new(WakeFlag { woken: AtomicBool::new(false), any: self.any_wake.clone() }),
             deadline: None,
             noticed: Some(self.now),
-            turn_at: None,
-            turn_stamp: 0,
         });
         self.trace.note(self.now, host, "start", id, 0);
         self.net_revived(host);
@@ -261,6 +293,7 @@ impl Core {
     pub(super) fn kill(&mut self, host: usize) {
         let h = &mut self.hosts[host];
         let Some(process) = h.process.take() else { return };
+        self.queue.set_turn(host, None);
         h.dying = false;
         h.crash_at = None;
         h.paused = false;
@@ -283,6 +316,7 @@ impl Core {
         h.dying = false;
         h.crash_at = None;
         h.process = None;
+        self.queue.set_turn(host, None);
         h.disk.power_cut(&self.config.disk, &mut self.stats);
         self.stats.power_cuts += 1;
         self.trace.note(self.now, host, "power cut", h.processes, 0);
@@ -342,21 +376,14 @@ impl Core {
     /// Brings the queued turn of a host in line with what it waits for.
     pub(super) fn schedule(&mut self, host: usize) {
         let h = &mut self.hosts[host];
-        let Some(process) = h.process.as_mut() else { return };
+        let Some(process) = h.process.as_ref() else { return };
         let deadline = process.deadline.map(|local| h.clock.when(local));
         let wanted = match (deadline, process.noticed) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        let wanted = wanted.map(|at| at.max(h.busy_until).max(self.now)).filter(|at| *at != u64::MAX);
-        if h.paused || wanted == process.turn_at {
-            return;
-        }
-        process.turn_at = wanted;
-        process.turn_stamp += 1;
-        if let Some(at) = wanted {
-            self.queue.push(at, What::Turn { host, stamp: process.turn_stamp });
-        }
+        let wanted = wanted.map(|at| at.max(h.busy_until).max(self.now));
+        self.queue.set_turn(host, wanted.filter(|_| !h.paused));
     }
 
     /// Puts an event into a process's inbox.
@@ -385,10 +412,6 @@ impl Core {
         }
         h.paused = false;
         h.busy_until = h.busy_until.max(self.now);
-        if let Some(process) = h.process.as_mut() {
-            // The old entry in the queue may have passed unused.
-            process.turn_at = None;
-        }
         self.trace.note(self.now, host, "resume", 0, 0);
         self.schedule(host);
     }
@@ -404,7 +427,7 @@ impl Core {
             if self.any_wake.swap(false, Ordering::AcqRel) {
                 self.deliver_wakes();
             }
-            let Some((at, what)) = self.queue.pop_before(limit) else {
+            let Some((at, next)) = self.queue.pop_before(limit) else {
                 if limit != u64::MAX {
                     self.now = self.now.max(limit);
                 }
@@ -412,12 +435,10 @@ impl Core {
             };
             assert!(at >= self.now, "time does not run back");
             self.now = at;
-            if let What::Turn { host, stamp } = what {
-                if self.begin_turn(host, stamp) {
-                    return Some(Due::Turn(HostId(host as u16)));
-                }
-            } else {
-                self.happen(what);
+            match next {
+                Next::Turn { host } if self.begin_turn(host) => return Some(Due::Turn(HostId(host as u16))),
+                Next::Turn { .. } => {}
+                Next::Happens(what) => self.happen(what),
             }
         }
     }
@@ -445,14 +466,10 @@ impl Core {
         }
     }
 
-    fn begin_turn(&mut self, host: usize, stamp: u64) -> bool {
-        let cost = self.config.turn.draw(&mut self.rng);
+    fn begin_turn(&mut self, host: usize) -> bool {
         let h = &mut self.hosts[host];
-        let Some(process) = h.process.as_mut() else { return false };
-        if process.turn_stamp != stamp || h.paused {
-            return false;
-        }
-        process.turn_at = None;
+        let process = h.process.as_mut().expect("only a process has turns");
+        assert!(!h.paused, "what is paused has no turns");
         // Something slow began after this turn was queued. A turn before its end would let the clock run back.
         if h.busy_until > self.now {
             self.schedule(host);
@@ -463,7 +480,7 @@ impl Core {
         }
         process.noticed = None;
         h.lead = self.now;
-        h.busy_until = self.now + cost.max(1);
+        h.busy_until = self.now + self.config.turn.draw(&mut self.rng).max(1);
         self.stats.turns += 1;
         self.trace.note(self.now, host, "turn", process.id, process.inbox.len() as u64);
         true
@@ -472,7 +489,6 @@ impl Core {
     fn happen(&mut self, what: What) {
         self.stats.events += 1;
         match what {
-            What::Turn { .. } => unreachable!("turns are taken by the scheduler"),
             What::Landed { host, op } => {
                 let landed = self.hosts[host].disk.land(op, &self.config.disk, &mut self.stats);
                 self.trace.note(self.now, host, "landed", op, 0);

@@ -584,6 +584,11 @@ impl Disk {
         Some(self.inodes[&inode].seen.bytes())
     }
 
+    pub(super) fn read_file(&self, path: &Path, offset: u64, out: &mut [u8]) -> Option<usize> {
+        let inode = self.names.file(&clean(path)).ok()?;
+        Some(self.inodes[&inode].seen.read(offset, out))
+    }
+
     pub(super) fn files(&self) -> Vec<PathBuf> {
         let files = self.names.entries().filter(|(_, entry)| matches!(entry, Entry::File(_)));
         files.map(|(path, _)| path.clone()).collect()

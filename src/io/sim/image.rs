@@ -6,22 +6,51 @@ use std::rc::Rc;
 use crate::base::Prng;
 use crate::base::limits::BLOCK_BYTES;
 
-/// A block is never changed in place, so images share it.
+/// A block without the zeros at its end, which most blocks of a log are full of. It is never changed in place, so images
+/// share it.
 pub(super) type Block = Rc<[u8]>;
 
 thread_local! {
     /// Every block of zeros of every disk of this thread: new segments are full of them.
-    static ZEROS: Block = Rc::from([0u8; BLOCK_BYTES]);
+    static ZEROS: Block = Rc::from([]);
+}
+
+/// `bytes` without the zeros at their end.
+pub(super) fn trimmed(bytes: &[u8]) -> &[u8] {
+    static NOTHING: [u8; 1024] = [0; 1024];
+    let mut bytes = bytes;
+    // Comparing memory is many times faster than looking at each byte.
+    for step in [NOTHING.len(), 64] {
+        while let Some(rest) = bytes.strip_suffix(&NOTHING[..step]) {
+            bytes = rest;
+        }
+    }
+    &bytes[..bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)]
 }
 
 pub(super) fn block_of(bytes: &[u8]) -> Block {
     assert_eq!(bytes.len(), BLOCK_BYTES, "writes are whole blocks");
-    ZEROS.with(|zeros| if bytes == &zeros[..] { zeros.clone() } else { Rc::from(bytes) })
+    match trimmed(bytes) {
+        [] => ZEROS.with(Block::clone),
+        some => Rc::from(some),
+    }
 }
 
 /// A copy of `old` to be changed; a hole is zeros.
 fn copy_of(old: Option<&Block>) -> [u8; BLOCK_BYTES] {
-    old.map_or([0; BLOCK_BYTES], |old| old[..].try_into().expect("images hold whole blocks"))
+    let mut copy = [0; BLOCK_BYTES];
+    if let Some(old) = old {
+        copy[..old.len()].copy_from_slice(old);
+    }
+    copy
+}
+
+/// Fills `out` with the bytes of a block from `within` on; a hole is zeros.
+fn show(block: Option<&Block>, within: usize, out: &mut [u8]) {
+    let some = block.and_then(|block| block.get(within..)).unwrap_or_default();
+    let count = some.len().min(out.len());
+    out[..count].copy_from_slice(&some[..count]);
+    out[count..].fill(0);
 }
 
 /// The content of one file at one moment. Blocks that were never written are holes and read as zeros.
@@ -47,7 +76,7 @@ impl Image {
     ) -> bool {
         let mut mixed = copy_of(self.blocks.get(&at));
         let mut touched = false;
-        for (old, new) in mixed.chunks_mut(sector_bytes).zip(block.chunks(sector_bytes)) {
+        for (old, new) in mixed.chunks_mut(sector_bytes).zip(copy_of(Some(block)).chunks(sector_bytes)) {
             if keep() {
                 old.copy_from_slice(new);
                 touched = true;
@@ -67,10 +96,7 @@ impl Image {
             let at = offset + done as u64;
             let within = (at % BLOCK_BYTES as u64) as usize;
             let n = (BLOCK_BYTES - within).min(wanted - done);
-            match self.blocks.get(&(at / BLOCK_BYTES as u64)) {
-                Some(block) => out[done..done + n].copy_from_slice(&block[within..within + n]),
-                None => out[done..done + n].fill(0),
-            }
+            show(self.blocks.get(&(at / BLOCK_BYTES as u64)), within, &mut out[done..done + n]);
             done += n;
         }
         wanted
@@ -359,7 +385,7 @@ mod tests {
             }
             for (at, values) in &legal {
                 let seen = inode.seen.blocks.get(at).expect("written");
-                prop_assert!(seen.iter().all(|b| *b == values.last().unwrap().1));
+                prop_assert!(copy_of(Some(seen)).iter().all(|b| *b == values.last().unwrap().1));
             }
             let mut rng = Prng::new(seed);
             inode.power_cut(&[], MOODS[mood], &mut rng, |_| {});

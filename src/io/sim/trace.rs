@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use super::image::trimmed;
+
 const REMEMBERED: usize = 400;
 
 /// One thing that happened. `subject` and `detail` are whatever identifies it: token, connection, length.
@@ -43,7 +45,8 @@ impl Trace {
 
     /// Content that the lines leave out.
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
-        self.hash = mix(self.hash, xxhash_rust::xxh3::xxh3_64(bytes));
+        let some = trimmed(bytes);
+        self.hash = mix(mix(self.hash, bytes.len() as u64), xxhash_rust::xxh3::xxh3_64(some));
     }
 
     pub(super) fn hash(&self) -> u64 {

@@ -171,6 +171,7 @@ impl World {
         let (now, host) = (core.now, index(host));
         if core.hosts[host].process.is_some() {
             core.hosts[host].paused = true;
+            core.schedule(host);
             core.trace.note(now, host, "pause", 0, 0);
         }
     }
@@ -311,6 +312,11 @@ impl World {
     /// What a reader on the host would see in the file now.
     pub fn file(&self, host: HostId, path: &Path) -> Option<Vec<u8>> {
         self.disk(host, |disk| disk.file(path))
+    }
+
+    /// The part of it that begins at `offset`; says how many bytes there are.
+    pub fn read_file(&self, host: HostId, path: &Path, offset: u64, out: &mut [u8]) -> Option<usize> {
+        self.disk(host, |disk| disk.read_file(path, offset, out))
     }
 
     /// All files of the host, sorted.

@@ -225,6 +225,9 @@ const _: () = assert!(size_of::<RawStreamRequest>() == 60 && size_of::<RawStream
 const _: () = assert!(HISTORY_ENTRY_BYTES == 32 && FRAMES_HEAD_BYTES == 32 && ROOT_BYTES == 26);
 const _: () = assert!(size_of::<RawAck>() == 40 && size_of::<RawHeartbeat>() == 58);
 
+/// Nearly every body is smaller.
+const BODY_BYTES_USUAL: usize = 128;
+
 /// Appends the whole message to `out`. Our own messages always respect their limits: breaking one is a bug here.
 pub fn encode(stamped: &Stamped, message: &Message, out: &mut Vec<u8>) {
     let at = open(out);
@@ -249,6 +252,8 @@ pub fn encode_frames_head(
 
 fn open(out: &mut Vec<u8>) -> usize {
     let at = out.len();
+    // Most bodies are small: one allocation for all of it.
+    out.reserve(ENVELOPE_BYTES + BODY_BYTES_USUAL);
     out.resize(at + ENVELOPE_BYTES, 0);
     at
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use baton::admin::{Failover, Verb};
 use baton::base::{Lsn, Mono};
+use baton::cluster::NodeState;
 use baton::io::sim::{HostId, LinkFault, Span};
+use baton::node::Glance;
 use baton::role::ControlState;
 use baton::wal::LogFile;
 
@@ -102,11 +104,10 @@ impl Storm {
 
     /// A healthy cluster, and who plays whom; `None` while it is not healthy.
     fn cast(&mut self, cluster: &mut Cluster) -> Option<()> {
-        let rows: Vec<_> = (1..=3).map(|node| cluster.status(node)).collect::<Option<_>>()?;
-        if rows.iter().any(|row| row["state"] != "Normal") {
+        if !(1..=3).all(|node| stands(cluster, node, NodeState::Normal)) {
             return None;
         }
-        let a = (1..=3).find(|node| rows[usize::from(*node) - 1]["role"] == "Primary")?;
+        let a = (1..=3).find(|node| cluster.serves(*node))?;
         let (mut b, mut c) = (1 + a % 3, 1 + (a + 1) % 3);
         if self.rng.chance(0.5) {
             (b, c) = (c, b);
@@ -150,7 +151,7 @@ impl Storm {
         for other in (1..=3).filter(|node| *node != c) {
             cluster.world.partition(host(cluster, other), host(cluster, c));
         }
-        self.scene.missing.0 = place(cluster, c, "appended_lsn");
+        self.scene.missing.0 = place(cluster, c, |glance| glance.appended);
     }
 
     /// Flips a bit in one of the last frames of `b`, which is down: one that `c` lacks and that a mark of `b` covers.
@@ -201,13 +202,13 @@ impl Storm {
                 self.take_over(cluster, c, false);
                 Go(0)
             }
-            2 if state(cluster, c) == "Wait promoting" => {
+            2 if stands(cluster, c, NodeState::WaitPromoting) => {
                 let delay = self.millis(300, 700);
                 slow(cluster, c, a, Some(delay));
                 slow(cluster, c, b, Some(delay));
                 Go(0)
             }
-            3 if state(cluster, c) == "Promoting" || self.waited(cluster, 2_500) => {
+            3 if stands(cluster, c, NodeState::Promoting) || self.waited(cluster, 2_500) => {
                 slow(cluster, c, a, None);
                 slow(cluster, c, b, None);
                 Go(self.millis(300, 900))
@@ -232,7 +233,7 @@ impl Storm {
                 self.take_over(cluster, c, false);
                 Go(0)
             }
-            2 if state(cluster, c) == "Wait promoting" => {
+            2 if stands(cluster, c, NodeState::WaitPromoting) => {
                 let delay = self.millis(600, 1_300);
                 slow(cluster, b, c, Some(delay));
                 Go(0)
@@ -251,7 +252,7 @@ impl Storm {
                 Go(0)
             }
             5 => Go(0),
-            6 if state(cluster, c) == "Promoting" || self.waited(cluster, 2_000) => {
+            6 if stands(cluster, c, NodeState::Promoting) || self.waited(cluster, 2_000) => {
                 slow(cluster, b, c, None);
                 Go(self.millis(300, 1_200))
             }
@@ -276,7 +277,7 @@ impl Storm {
                 self.take_over(cluster, b, false);
                 Go(0)
             }
-            2 if serves(cluster, b) => Go(self.millis(50, 250)),
+            2 if cluster.serves(b) => Go(self.millis(50, 250)),
             3 => {
                 shared.ballast = None;
                 self.down(cluster, b);
@@ -288,7 +289,7 @@ impl Storm {
                 self.take_over(cluster, node, false);
                 Go(0)
             }
-            5 if serves(cluster, a) || serves(cluster, c) => Go(self.millis(100, 400)),
+            5 if cluster.serves(a) || cluster.serves(c) => Go(self.millis(100, 400)),
             6 => self.curtain(cluster),
             _ if self.waited(cluster, PATIENCE_MS) => {
                 shared.ballast = None;
@@ -321,7 +322,7 @@ impl Storm {
                 self.take_over(cluster, node, false);
                 Go(0)
             }
-            4 if serves(cluster, b) || serves(cluster, c) => Go(self.millis(50, 400)),
+            4 if cluster.serves(b) || cluster.serves(c) => Go(self.millis(50, 400)),
             5 => self.curtain(cluster),
             _ if self.waited(cluster, PATIENCE_MS) => self.curtain(cluster),
             _ => Stay,
@@ -351,7 +352,7 @@ impl Storm {
                 self.take_over(cluster, b, false);
                 Go(0)
             }
-            4 if serves(cluster, b) || serves(cluster, c) => Go(self.millis(100, 500)),
+            4 if cluster.serves(b) || cluster.serves(c) => Go(self.millis(100, 500)),
             5 => self.curtain(cluster),
             _ if self.waited(cluster, PATIENCE_MS) => self.curtain(cluster),
             _ => Stay,
@@ -376,7 +377,7 @@ impl Storm {
                 self.take_over(cluster, c, true);
                 Go(0)
             }
-            3 if serves(cluster, c) => Go(self.millis(50, 400)),
+            3 if cluster.serves(c) => Go(self.millis(50, 400)),
             4 => {
                 self.look = true;
                 Go(LOOK_MS)
@@ -410,7 +411,7 @@ impl Storm {
             }
             2 => {
                 // What is flushed now has a mark above it when the node dies.
-                self.scene.missing.1 = place(cluster, b, "flushed_lsn");
+                self.scene.missing.1 = place(cluster, b, |glance| glance.flushed);
                 Go(MARKED_MS)
             }
             3 => {
@@ -435,7 +436,7 @@ impl Storm {
                 self.take_over(cluster, node, false);
                 Go(0)
             }
-            7 if serves(cluster, b) || serves(cluster, c) || self.waited(cluster, 3_500) => {
+            7 if cluster.serves(b) || cluster.serves(c) || self.waited(cluster, 3_500) => {
                 Go(self.millis(50, 200))
             }
             8 => {
@@ -443,7 +444,7 @@ impl Storm {
                 Go(self.millis(1_000, 1_500))
             }
             9 => {
-                if !(1..=3).any(|node| serves(cluster, node)) {
+                if !(1..=3).any(|node| cluster.serves(node)) {
                     self.take_over(cluster, a, false);
                 }
                 Again(500)
@@ -480,7 +481,7 @@ impl Storm {
                 self.take_over(cluster, node, false);
                 Go(0)
             }
-            5 if serves(cluster, b) || serves(cluster, c) || self.waited(cluster, 2_500) => {
+            5 if cluster.serves(b) || cluster.serves(c) || self.waited(cluster, 2_500) => {
                 Go(self.millis(50, 200))
             }
             6 => {
@@ -510,12 +511,8 @@ fn host(cluster: &Cluster, node: u16) -> HostId {
     cluster.machines[usize::from(node) - 1].host
 }
 
-fn state(cluster: &mut Cluster, node: u16) -> String {
-    cluster.status(node).and_then(|row| Some(row["state"].as_str()?.to_string())).unwrap_or_default()
-}
-
-fn serves(cluster: &mut Cluster, node: u16) -> bool {
-    cluster.status(node).is_some_and(|row| row["role"] == "Primary" && row["state"] == "Normal")
+fn stands(cluster: &Cluster, node: u16, state: NodeState) -> bool {
+    cluster.glance(node).is_some_and(|glance| glance.state == state)
 }
 
 /// Delays everything from one node to another by so many milliseconds, or no longer.
@@ -544,6 +541,6 @@ fn ruin_newest_control(cluster: &Cluster, node: u16, byte: u64) {
     }
 }
 
-fn place(cluster: &mut Cluster, node: u16, name: &str) -> Lsn {
-    Lsn(cluster.status(node).and_then(|row| row[name].as_u64()).unwrap_or(0))
+fn place(cluster: &Cluster, node: u16, of: impl Fn(Glance) -> Lsn) -> Lsn {
+    cluster.glance(node).map_or(Lsn::ZERO, of)
 }

@@ -8,7 +8,7 @@ use baton::admin::{PolicySet, Verb};
 use super::super::super::cluster::Cluster;
 use super::super::Storm;
 use super::Next::{self, Again, Go, Stay};
-use super::{PATIENCE_MS, host, serves};
+use super::{PATIENCE_MS, host};
 
 impl Storm {
     // ---- Stage hands.
@@ -40,7 +40,7 @@ impl Storm {
 
     /// Somebody who did not lead at the beginning does.
     fn succeeded(&self, cluster: &mut Cluster) -> bool {
-        serves(cluster, self.scene.b) || serves(cluster, self.scene.c)
+        cluster.serves(self.scene.b) || cluster.serves(self.scene.c)
     }
 
     fn climax(&mut self) {
@@ -71,7 +71,7 @@ impl Storm {
                 self.take_over(cluster, c, false);
                 Go(2)
             }
-            4 if serves(cluster, c) || self.waited(cluster, 2_500) => {
+            4 if cluster.serves(c) || self.waited(cluster, 2_500) => {
                 self.climax();
                 Go(self.millis(20, 300))
             }
@@ -263,7 +263,7 @@ impl Storm {
                 self.take_over(cluster, node, false);
                 Go(0)
             }
-            4 if serves(cluster, c) || serves(cluster, a) || self.waited(cluster, 3_000) => {
+            4 if cluster.serves(c) || cluster.serves(a) || self.waited(cluster, 3_000) => {
                 Go(self.millis(0, 500))
             }
             5 => {
