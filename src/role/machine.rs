@@ -84,7 +84,7 @@ pub enum Verdict {
 }
 
 /// What this node is to the cluster.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Phase {
     /// No leader known.
     Alone {
@@ -110,7 +110,7 @@ pub(super) struct Following {
 }
 
 /// The procedure under way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Work {
     None,
     /// Promising another node's candidate.
@@ -130,7 +130,7 @@ pub(super) struct Fence {
 }
 
 /// A standing request to become primary.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Wish {
     pub op: Option<u64>,
     /// Nobody asked: this node led this term last (or was being handed the work of it), and its process started anew.
@@ -145,6 +145,7 @@ pub(super) struct Wish {
 
 /// One node's role. See the room's description.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct RoleMachine {
     pub(super) config: RoleConfig,
     pub(super) control: ControlState,

@@ -39,7 +39,7 @@ enum Asker {
 }
 
 /// A switchover away from this node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Switch {
     asker: Asker,
     dry_run: bool,
