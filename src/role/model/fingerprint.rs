@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::fmt::{self, Debug, Write};
 
-use crate::base::Mono;
+use crate::base::{Digest, Mono};
 
 /// What lies further back than this is merely long ago: no rule compares with more, and no message is as old.
 const LONG_AGO: u64 = 3_250_000_000;
@@ -44,7 +44,7 @@ thread_local! {
 pub fn print(now: Mono, value: &impl Debug) -> u64 {
     let mut printed = Printed { text: ROOM.take(), now: now.0, seen: 0 };
     write!(printed, "{value:?}").expect("printing into memory does not fail");
-    let hash = xxhash_rust::xxh3::xxh3_64(&printed.text);
+    let hash = Digest::of(&printed.text).0 as u64;
     printed.text.clear();
     ROOM.set(printed.text);
     hash

@@ -20,4 +20,5 @@ mod oracle;
 mod process;
 mod search;
 mod sets;
+mod stories;
 mod world;

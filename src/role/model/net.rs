@@ -55,6 +55,7 @@ impl World {
                 if n.stopped || !machine.accepts_ack(*term) {
                     return;
                 }
+                let first = !n.acks.contains_key(&peer);
                 let entry = n.acks.entry(peer).or_insert((life, *flushed));
                 *entry = (life, if entry.0 == life { entry.1.max(*flushed) } else { *flushed });
                 if *granted {
@@ -62,6 +63,9 @@ impl World {
                     self.input(to, Input::Granted { from: peer, incarnation: life, term, sent });
                 }
                 self.after_flush(to);
+                if first {
+                    self.stream(to, from);
+                }
             }
             Message::Refused { promised } => {
                 self.input(to, Input::SessionRefused { by: peer, promised: *promised });

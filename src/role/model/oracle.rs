@@ -104,19 +104,18 @@ impl World {
     }
 
     /// One number, one committed generation.
-    pub(super) fn note_policy(&mut self, node: usize, number: u64, policy: Generation) {
-        if number == 0 || self.story.lossy {
+    pub(super) fn note_policy(&mut self, node: usize) {
+        let Some(machine) = &self.nodes[node].machine else { return };
+        let policy = &machine.control().policy;
+        let known = self.truth.policies.get(&policy.number);
+        if known == Some(policy) || policy.is_seed() || self.story.lossy {
             return;
         }
-        match self.truth.policies.get(&number) {
-            Some(first) if *first != policy => {
-                self.fail(format!("node {} knows a second committed generation {number}", node + 1));
-            }
-            Some(_) => {}
-            None => {
-                self.remember().policies.insert(number, policy);
-            }
+        let (policy, first) = (policy.clone(), known.is_none());
+        if !first {
+            self.fail(format!("node {} knows a second committed generation {}", node + 1, policy.number));
         }
+        self.remember().policies.insert(policy.number, policy);
     }
 
     /// A promise leaves: never one below an earlier one of the same folder.
@@ -150,7 +149,8 @@ impl World {
     fn check_started(&mut self, node: usize, term: Term) {
         let log = &self.nodes[node].log;
         let truth = &self.truth;
-        let earlier = truth.committed.iter().zip(&truth.committed_in).enumerate().filter(|(_, c)| *c.1 < term);
+        let earlier =
+            truth.committed.iter().zip(&truth.committed_in).enumerate().filter(|(_, c)| *c.1 < term);
         let lost = earlier.into_iter().find(|(at, (committed, _))| {
             log.get(*at).map(|entry| (entry.term, entry.payload)) != Some(**committed)
         });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::net::Message;
-use super::world::{Ask, Back, Broken, Channel, Crash, Entry, Event, Image, LEASE, MS, Node, Pulling, World};
+use super::world::{Ask, Back, Broken, Channel, Crash, Entry, Event, Image, MS, Node, Pulling, World};
 use crate::base::{ClusterId, CommittedLsn, FlushedLsn, Lsn, Mono, NodeId, Term};
 use crate::role::control;
 use crate::role::input::{Command, CommandResult, Effect, Input, LogView, PolicyChange, TermStart};
@@ -37,11 +37,7 @@ impl World {
             let n = self.node(node);
             let Some(machine) = n.machine.as_mut() else { return };
             machine.handle(now, &view, input, &mut out);
-            let (number, policy) = {
-                let policy = &machine.control().policy;
-                (policy.number, policy.clone())
-            };
-            self.note_policy(node, number, policy);
+            self.note_policy(node);
             if let Some(told) = told.filter(|told| !out.is_empty() || told.starts_with("Command")) {
                 println!("{} ms   n{}: {told:.200}", self.since(), node + 1);
                 out.iter().for_each(|effect| println!("        {:.200}", format!("{effect:?}")));
@@ -266,9 +262,8 @@ impl World {
             Back::Late => Some(Mono(now.0 + AWAY)),
         };
         // A question to the store may arrive after its process is gone.
-        self.pending.retain(|pending| {
-            pending.channel.at() != node || matches!(*pending.event, Event::Store { .. })
-        });
+        self.pending
+            .retain(|pending| pending.channel.at() != node || matches!(*pending.event, Event::Store { .. }));
         for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
             self.push(Channel::Link { from: node, to: peer }, Event::PeerDown);
         }
@@ -280,7 +275,8 @@ impl World {
         let members: Vec<NodeId> = (1..=self.story.nodes).map(NodeId).collect();
         let policy = Generation::seed(&members, &SyncPolicy::Auto).expect("a small cluster has defaults");
         let n = self.node(node);
-        *n = Node { sealed: n.sealed, run: n.run, back: n.back, ..Node::fresh(n.id, n.life.0 + 100, &policy) };
+        *n =
+            Node { sealed: n.sealed, run: n.run, back: n.back, ..Node::fresh(n.id, n.life.0 + 100, &policy) };
     }
 
     pub(super) fn start(&mut self, node: usize) {
@@ -306,7 +302,7 @@ impl World {
         let config = RoleConfig {
             peers: (1..=story.nodes).map(NodeId).filter(|id| *id != n.id).collect(),
             cascade: false,
-            lease: LEASE,
+            lease: Duration::from_millis(story.lease),
             traits: BTreeMap::new(),
             voter_timeout: None,
             store: story.store,

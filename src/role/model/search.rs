@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use super::world::{Act, Ask, Back, Channel, Choice, Crash, Story, World};
+use crate::base::Prng;
 
 /// Which deviations are tried, at every step at which they can make a difference.
 #[derive(Clone, Copy, Debug)]
@@ -39,16 +40,6 @@ impl Deviations {
         crashes: &[],
         asks: &[],
         write: false,
-    };
-    pub const ALL: Deviations = Deviations {
-        behind: true,
-        late: true,
-        lost: true,
-        frozen: true,
-        isolate: true,
-        crashes: &[(Crash::Loses, Back::Soon), (Crash::Keeps, Back::Late), (Crash::Decays, Back::Soon)],
-        asks: &[Ask::Forced],
-        write: true,
     };
 }
 
@@ -124,7 +115,8 @@ pub fn search(story: Story, deviations: &Deviations, budget: u8, limit: usize) -
     let mut seen = Seen::default();
     let ended = catch_unwind(AssertUnwindSafe(|| follow(story, deviations, budget, limit, &mut seen)));
     if let Err(panic) = ended {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let text =
+            panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         let why = format!("an assertion stopped a node: {}", text.unwrap_or("no word of it"));
         let (way, steps) = AT.take();
         seen.found = Some(Found { why, steps, way: way_of(&way) });
@@ -138,23 +130,17 @@ fn follow(story: Story, deviations: &Deviations, budget: u8, limit: usize, seen:
     // Worlds on the way back to service, from which it was reached.
     let mut recovering: HashSet<u64, BuildHasherDefault<Plain>> = HashSet::default();
     known.insert(first.fingerprint(), budget);
-    let mut open: Vec<(Rc<World>, Choice, u8, u32, Way)> = Vec::new();
-    let mut choices = Vec::new();
-    let branch = |world: World, left: u8, step: u32, way: &Way, choices: &mut Vec<Choice>, open: &mut Vec<_>| {
-        list(&world, deviations, left, choices);
-        let world = Rc::new(world);
-        // The usual step is taken first: the worlds on it are met with the most deviations left.
-        for choice in choices.drain(..).rev() {
-            let left = left - u8::from(choice != Choice::Next);
-            let way = match choice {
-                Choice::Next => way.clone(),
-                _ => Some(Rc::new(Turn { before: way.clone(), step, choice })),
-            };
-            open.push((world.clone(), choice, left, step + 1, way));
+    // By deviations left. Worlds with most of them left come first, so that hardly any is met again with more.
+    let mut open: Vec<Vec<Branch>> = (0..=budget).map(|_| Vec::new()).collect();
+    let mut rng = Prng::new(1);
+    branch(first, deviations, budget, 0, &None, &mut open);
+    while let Some(branches) = open.iter_mut().rev().find(|branches| !branches.is_empty()) {
+        // A search that may be given up takes the last deviations in any order: what it has seen by then is a fair sample.
+        let last = branches.len() - 1;
+        if limit != usize::MAX && branches[last].choice != Choice::Next {
+            branches.swap(rng.below(last as u64 + 1) as usize, last);
         }
-    };
-    branch(first, budget, 0, &None, &mut choices, &mut open);
-    while let Some((world, choice, left, step, way)) = open.pop() {
+        let Branch { world, choice, left, step, way } = branches.pop().expect("it is not empty");
         AT.set((way.clone(), step));
         let mut world = Rc::try_unwrap(world).unwrap_or_else(|shared| (*shared).clone());
         world.step(choice);
@@ -179,27 +165,49 @@ fn follow(story: Story, deviations: &Deviations, budget: u8, limit: usize, seen:
         }
         if world.over() {
             seen.runs += 1;
-            // With commands that may lose writes a node may need a build afterwards.
-            if !story.lossy && !world.recovers(&mut |print| !recovering.insert(print)) {
+            if story.recovers && !world.recovers(&mut recovering) {
                 let why = world.violation.take().unwrap_or_else(|| "the cluster does not recover".into());
                 seen.found = Some(Found { why, steps: step, way: way_of(&way) });
                 break;
             }
             continue;
         }
-        branch(world, left, step, &way, &mut choices, &mut open);
+        branch(world, deviations, left, step, &way, &mut open);
     }
     seen.worlds = known.len();
     seen.recoveries = recovering.len();
 }
 
+/// A step that is still to be made.
+struct Branch {
+    world: Rc<World>,
+    choice: Choice,
+    left: u8,
+    step: u32,
+    way: Way,
+}
+
+fn branch(world: World, deviations: &Deviations, left: u8, step: u32, way: &Way, open: &mut [Vec<Branch>]) {
+    let choices = list(&world, deviations, left);
+    let world = Rc::new(world);
+    // The usual step is taken first.
+    for choice in choices.into_iter().rev() {
+        let left = left - u8::from(choice != Choice::Next);
+        let way = match choice {
+            Choice::Next => way.clone(),
+            _ => Some(Rc::new(Turn { before: way.clone(), step, choice })),
+        };
+        open[usize::from(left)].push(Branch { world: world.clone(), choice, left, step: step + 1, way });
+    }
+}
+
 /// The choices in this world, the usual one first. What only moves a deviation to a step at which it makes no difference
 /// is left out: a channel is late from the moment when it would be next, a node dies or is asked right before something
 /// happens to it, or when nothing else is to be done.
-fn list(world: &World, deviations: &Deviations, left: u8, out: &mut Vec<Choice>) {
-    out.push(Choice::Next);
+fn list(world: &World, deviations: &Deviations, left: u8) -> Vec<Choice> {
+    let mut out = vec![Choice::Next];
     if left == 0 {
-        return;
+        return out;
     }
     let next = world.next();
     let channel = next.map(|at| world.pending[at].channel);
@@ -220,8 +228,11 @@ fn list(world: &World, deviations: &Deviations, left: u8, out: &mut Vec<Choice>)
         }
         out.extend(deviations.asks.iter().map(|ask| Choice::Do(Act::Ask(node, *ask))));
         out.extend(deviations.isolate.then_some(Choice::Do(Act::Isolate(node))));
-        out.extend((deviations.write && world.writable(node).is_some()).then_some(Choice::Do(Act::Write(node))));
+        out.extend(
+            (deviations.write && world.writable(node).is_some()).then_some(Choice::Do(Act::Write(node))),
+        );
     }
+    out
 }
 
 /// Tells the run again, event by event.

@@ -1,6 +1,7 @@
 //! The world: nodes, what is under way between and inside them, and the steps that it can make.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +16,10 @@ use crate::role::policy::{Generation, SyncPolicy};
 use crate::role::state::State;
 
 pub const MS: u64 = 1_000_000;
-pub const LEASE: Duration = Duration::from_millis(1000);
 /// How much time passes when nothing else is to be done.
 pub const PAUSE: u64 = 250 * MS;
 /// How long a cluster may take to serve again when nothing is done to it any more.
 const RECOVERY: u64 = 40_000 * MS;
-/// How long something is late that is late: longer than a lease.
-const LATE: u64 = 1250 * MS;
 
 /// One record of a log; it takes one byte of LSN.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,6 +148,8 @@ pub enum Ask {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Act {
     Crash(usize, Crash, Back),
+    /// It dies and comes back, and no other node is told.
+    Unplug(usize),
     Wipe(usize),
     Ask(usize, Ask),
     /// Nothing reaches this node or leaves it, for more than a lease.
@@ -200,7 +200,11 @@ pub struct Story {
     pub script: &'static [(u64, Act)],
     /// Until when runs are followed.
     pub until: u64,
+    /// Every run must end in a cluster that serves again.
+    pub recovers: bool,
     pub broken: Broken,
+    /// In milliseconds.
+    pub lease: u64,
     pub seed: u64,
 }
 
@@ -256,11 +260,17 @@ impl World {
         (0..count).for_each(|node| world.start(node));
         world.act(Act::Ask(0, Ask::Request));
         world.story.until = 3000;
-        // Until it serves, and then until all is told.
-        while !world.over() && (!world.nodes[0].serving || world.next().is_some()) {
+        while !world.over() && !world.nodes[0].serving {
             world.step(Choice::Next);
         }
         assert!(world.nodes[0].serving, "the cluster serves before anything is done to it");
+        // Everybody hears that the first generation is committed.
+        for _ in 0..2 {
+            world.step(Choice::Next);
+            while world.next().is_some() {
+                world.step(Choice::Next);
+            }
+        }
         world.story = story;
         (world.began, world.scripted) = (world.now, 0);
         world
@@ -307,12 +317,12 @@ impl World {
             (Choice::Next, None) => self.pass(),
             (Choice::Behind, Some(at)) => self.held.push((self.pending[at].channel, None)),
             (Choice::Late, Some(at)) => {
-                self.held.push((self.pending[at].channel, Some(Mono(self.now.0 + LATE))));
+                self.held.push((self.pending[at].channel, Some(self.late())));
             }
             (Choice::Lost, Some(at)) => {
                 self.pending.remove(at);
             }
-            (Choice::Frozen, _) => self.frozen = Mono(self.now.0 + LATE),
+            (Choice::Frozen, _) => self.frozen = self.late(),
             (Choice::Do(act), _) => self.act(act),
             (Choice::Behind | Choice::Late | Choice::Lost, None) => unreachable!("nothing is next"),
         }
@@ -325,20 +335,29 @@ impl World {
         }
         match act {
             Act::Crash(node, crash, back) => self.crash(node, crash, back),
+            Act::Unplug(node) => {
+                self.crash(node, Crash::Keeps, Back::Soon);
+                self.pending.retain(|pending| !matches!((pending.channel, &*pending.event), (Channel::Link { from, .. }, Event::PeerDown) if from == node));
+            }
             Act::Wipe(node) => self.wipe(node),
             Act::Ask(node, ask) => self.ask(node, ask),
             Act::Isolate(node) => {
-                self.isolated.push((node, Mono(self.now.0 + LATE)));
+                self.isolated.push((node, self.late()));
                 self.pending.retain(|pending| match pending.channel {
                     Channel::Link { from, to } => from != node && to != node,
                     _ => true,
                 });
             }
             Act::Slow(from, to) => {
-                self.held.push((Channel::Link { from, to }, Some(Mono(self.now.0 + LATE))));
+                self.held.push((Channel::Link { from, to }, Some(self.late())));
             }
             Act::Write(node) => self.write(node),
         }
+    }
+
+    /// When comes what is late: after more than a lease.
+    fn late(&self) -> Mono {
+        Mono(self.now.0 + self.story.lease * MS + PAUSE)
     }
 
     pub fn since(&self) -> u64 {
@@ -464,24 +483,27 @@ impl World {
     // ---- the end of a run ----
 
     /// Nothing deviates any more, clients go on writing, and an operator asks one node after the other until one leads.
-    /// True when that ends in a cluster that serves, with every node in it.
-    pub fn recovers(&mut self, known: &mut impl FnMut(u64) -> bool) -> bool {
+    /// True when that ends in a cluster that serves, with every node in it. `known`: worlds from which it did.
+    pub fn recovers<S: BuildHasher>(&mut self, known: &mut HashSet<u64, S>) -> bool {
         self.story = Story { script: &[], writes: u8::MAX, until: u64::MAX / MS / 2, ..self.story };
         self.scripted = 0;
         let (end, mut asked) = (Mono(self.now.0 + RECOVERY), self.now);
         let all = self.nodes.iter().map(|n| n.log.len()).max().unwrap_or(0) + 2;
+        let mut way = Vec::new();
         while self.now < end && self.violation.is_none() {
             let quiet = self.next().is_none();
-            if quiet && self.healthy(all) {
-                return true;
-            }
-            if quiet && known(self.fingerprint()) {
-                return true;
+            if quiet {
+                let print = self.fingerprint();
+                if self.healthy(all) || known.contains(&print) {
+                    known.extend(way);
+                    return true;
+                }
+                way.push(print);
             }
             let leads = |n: &Arc<Node>| n.machine.as_ref().is_some_and(|machine| machine.leading().is_some());
             if self.nodes.iter().any(leads) {
                 asked = self.now;
-            } else if quiet && self.now.since(asked) > LEASE * 3 {
+            } else if quiet && self.now.since(asked) > Duration::from_millis(self.story.lease * 3) {
                 asked = self.now;
                 self.act(Act::Ask((self.ops % self.nodes.len() as u64) as usize, Ask::Failover));
             }
