@@ -256,6 +256,9 @@ impl Checker<'_> {
             scrub_every: self.duration("scrub_every", second, second * 86_400 * 30).unwrap_or(second * 3600),
             voter_timeout: self.duration("voter_timeout", second * 5, second * 86_400 * 7),
             stall_timeout: self.duration("stall_timeout", milli * 100, second * 600).unwrap_or(second * 5),
+            busy_poll: self
+                .duration("busy_poll", Duration::ZERO, milli * 10)
+                .unwrap_or(Duration::from_micros(200)),
             wal_sync: self
                 .word(
                     "wal_sync",

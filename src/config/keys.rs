@@ -101,6 +101,13 @@ pub const KEYS: &[Key] = &[
         "100ms to 10m",
         "a disk that does not answer for this long: a primary steps down",
     ),
+    key(
+        "busy_poll",
+        "duration",
+        "200us",
+        "0ms to 10ms",
+        "how long a busy node looks again before it sleeps; 0ms: never",
+    ),
     key("wal_sync", "word", "auto", "auto, dsync, fdatasync", "how log writes are made durable"),
     key("frames_in_flight", "number", "calibrated", "1 to 16", "log writes under way at the same time"),
     key(

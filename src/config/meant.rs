@@ -229,6 +229,8 @@ pub struct Config {
     pub voter_timeout: Option<Duration>,
     /// A disk that does not answer for this long makes a primary step down.
     pub stall_timeout: Duration,
+    /// How long the loop may look for completions without sleeping. Zero: never.
+    pub busy_poll: Duration,
     pub wal_sync: WalSync,
     /// `None`: calibrated.
     pub frames_in_flight: Option<usize>,
@@ -321,6 +323,7 @@ impl Config {
             ("scrub_every", show_duration(self.scrub_every)),
             ("voter_timeout", time(self.voter_timeout)),
             ("stall_timeout", show_duration(self.stall_timeout)),
+            ("busy_poll", show_duration(self.busy_poll)),
             ("wal_sync", self.wal_sync.name().into()),
             (
                 "frames_in_flight",

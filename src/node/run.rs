@@ -153,7 +153,9 @@ pub fn processors() -> usize {
 
 /// The receive buffers of all network loops together stay within a sixteenth of the memory budget.
 fn ring_config(config: &Config, cores: u16) -> UringConfig {
-    let usual = UringConfig::default();
+    // With one processor, whoever looks again keeps the one away that it waits for.
+    let busy_poll = if processors() > 1 { config.busy_poll } else { Duration::ZERO };
+    let usual = UringConfig { busy_poll, ..UringConfig::default() };
     let network_loops = cores - 1;
     if network_loops == 0 {
         return usual;

@@ -39,6 +39,8 @@ pub struct UringConfig {
     pub connect_timeout: Duration,
     /// Unacknowledged bytes of this age end a connection (TCP_USER_TIMEOUT), and so does a silent dead peer.
     pub peer_timeout: Duration,
+    /// How long the loop may look for completions without sleeping, when its waits are that short. Zero: never.
+    pub busy_poll: Duration,
     /// Connections that the kernel completes ahead of accept.
     pub backlog: i32,
     /// Threads that receive and send for the connections of spread listeners, at most [`super::NETWORK_LOOPS_MAX`].
@@ -62,6 +64,7 @@ impl Default for UringConfig {
             zero_copy: ZeroCopy::Remote,
             connect_timeout: limits::HANDSHAKE_MAX,
             peer_timeout: PEER_TIMEOUT,
+            busy_poll: Duration::ZERO,
             backlog: 4096,
             network_loops: 0,
             network_buffers: 256,

@@ -21,6 +21,7 @@
 //! The price: every operation in flight costs a slot of about 150 bytes, and an idle connection with a receive under
 //! way holds one; in exchange no turn allocates per event, and one system call per turn moves everything.
 
+mod busy;
 mod calibrate;
 mod config;
 mod files;
@@ -53,6 +54,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use io_uring::{cqueue, opcode};
 
+use self::busy::Busy;
 use self::files::Files;
 use self::flight::{Flight, Flights};
 use self::net::Net;
@@ -78,6 +80,7 @@ pub struct UringSeam {
     flusher: Option<Flusher>,
     /// Flushes that the helper thread has not reported yet.
     flushes_outside: usize,
+    busy: Busy,
     /// Sends submitted since the kernel was entered last.
     fresh_sends: u32,
     /// Events that arose while an operation was submitted.
@@ -118,6 +121,7 @@ impl UringSeam {
         };
         let mut seam = UringSeam {
             net: Net::new(config.multishot),
+            busy: Busy::new(config.busy_poll),
             config,
             ring,
             flights: Flights::new(),
@@ -206,6 +210,34 @@ impl UringSeam {
         let sends = std::mem::take(&mut self.fresh_sends);
         self.ring.enter(wait, sends);
         self.complete_all(out);
+    }
+
+    /// Starts what was prepared and waits until `until` without sleeping. False when nothing has come by then.
+    fn look_again(&mut self, since: Mono, until: Mono, before: usize, out: &mut Vec<Event>) -> bool {
+        let mut look = true;
+        loop {
+            if look {
+                self.turn(Wait::No, out);
+            }
+            if let Some(spread) = &mut self.spread {
+                spread.tell();
+                spread.collect(out);
+            }
+            let now = self.now();
+            if busy::is_news(&out[before..], since, now) {
+                self.busy.waited(since, now);
+                #[cfg(test)]
+                {
+                    self.busy.caught += 1;
+                }
+                return true;
+            }
+            if now >= until {
+                return out.len() > before;
+            }
+            std::thread::yield_now();
+            look = self.ring.has_news();
+        }
     }
 
     /// Asks the kernel to end an operation early; the operation itself reports how it ended.
@@ -371,6 +403,14 @@ impl Seam for UringSeam {
     fn reap(&mut self, deadline: Option<Mono>, out: &mut Vec<Event>) {
         let before = out.len();
         out.append(&mut self.ready);
+        let may_wait = out.len() == before;
+        let since = self.now();
+        if let Some(until) = self.busy.until(since).filter(|_| may_wait) {
+            let until = deadline.map_or(until, |deadline| until.min(deadline));
+            if until > since && self.look_again(since, until, before, out) {
+                return;
+            }
+        }
         loop {
             let mut wait = match deadline {
                 _ if out.len() > before => Wait::No,
@@ -393,6 +433,9 @@ impl Seam for UringSeam {
                 spread.collect(out);
             }
             if out.len() > before || last {
+                if may_wait && !last {
+                    self.busy.waited(since, self.now());
+                }
                 return;
             }
         }

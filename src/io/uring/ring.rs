@@ -124,6 +124,14 @@ impl Ring {
         }
     }
 
+    /// Whether an [`Ring::enter`] without waiting would start or bring something. Costs no system call.
+    pub(super) fn has_news(&mut self) -> bool {
+        let queue = self.ring.submission();
+        let work = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        work || !self.ring.completion().is_empty()
+    }
+
     fn unload_backlog(&mut self) {
         while let Some(entry) = self.backlog.front() {
             // SAFETY: the entry came in through `push`, whose caller keeps its memory valid.
@@ -245,11 +253,11 @@ fn build(mode: &str, entries: u32) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.dontfork().setup_clamp().setup_cqsize(entries * 8);
     if mode == MODES[0] {
-        builder.setup_submit_all().setup_single_issuer().setup_defer_taskrun();
+        builder.setup_submit_all().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
     } else if mode == MODES[1] {
-        builder.setup_submit_all().setup_single_issuer().setup_coop_taskrun();
+        builder.setup_submit_all().setup_single_issuer().setup_coop_taskrun().setup_taskrun_flag();
     } else if mode == MODES[2] {
-        builder.setup_submit_all().setup_coop_taskrun();
+        builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
     }
     builder.build(entries)
 }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::mail::{Door, Inlet, Order, Outlet, Report, lane};
 use super::net::{conn_id, index_of, loop_of};
@@ -203,6 +204,7 @@ impl Link {
             buffers: config.network_buffers,
             flush_thread: false,
             network_loops: 0,
+            busy_poll: Duration::ZERO,
             ..config.clone()
         };
         let (started, answer) = mpsc::sync_channel(1);

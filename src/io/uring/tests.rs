@@ -182,3 +182,22 @@ fn the_clocks_run() {
     assert!(seam.now() >= mono && wall.0 > 1_600_000_000_000);
     assert!(seam.describe().contains("io_uring"));
 }
+
+#[test]
+fn short_waits_end_without_sleep_and_long_ones_sleep() {
+    let busy_poll = Duration::from_secs(20);
+    let mut seam = UringSeam::new(UringConfig { busy_poll, ..UringConfig::default() }).unwrap();
+    let mut inbox = Inbox::new();
+    let ring = |seam: &mut UringSeam, inbox: &mut Inbox| {
+        let waker = seam.waker();
+        let other = std::thread::spawn(move || waker.wake());
+        inbox.wait(seam, |event| matches!(event, Event::Woken).then_some(()));
+        other.join().unwrap();
+    };
+    (0..10).for_each(|_| ring(&mut seam, &mut inbox));
+    assert_eq!(seam.busy.caught, 6, "four short waits make it busy");
+    // Every wait is longer than this limit.
+    seam.busy = busy::Busy::new(Duration::from_nanos(1));
+    (0..10).for_each(|_| ring(&mut seam, &mut inbox));
+    assert_eq!(seam.busy.caught, 0);
+}

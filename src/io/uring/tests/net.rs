@@ -40,12 +40,17 @@ fn configs() -> Vec<UringConfig> {
     on_loops(small).into_iter().flat_map(kinds).collect()
 }
 
-/// On the node's loop alone, and with two network loops beside it.
-fn on_loops(config: UringConfig) -> [UringConfig; 2] {
-    [0, 2].map(|network_loops| UringConfig { network_loops, ..config.clone() })
+/// On the node's loop alone, with two network loops beside it, and with these and busy polling.
+fn on_loops(config: UringConfig) -> [UringConfig; 3] {
+    let busy = Duration::from_millis(5);
+    [(0, Duration::ZERO), (2, Duration::ZERO), (2, busy)].map(|(network_loops, busy_poll)| UringConfig {
+        network_loops,
+        busy_poll,
+        ..config.clone()
+    })
 }
 
-/// On one loop and on three, each with and without copying.
+/// On one loop, on three and on three with busy polling, each with and without copying.
 fn copying_or_not() -> Vec<UringConfig> {
     let kinds = [ZeroCopy::Never, ZeroCopy::Everywhere];
     let kinds = kinds.map(|zero_copy| UringConfig { zero_copy, ..UringConfig::default() });
