@@ -63,6 +63,6 @@ pub use switch::SwitchView;
 #[cfg(test)]
 mod machine_tests;
 #[cfg(test)]
-mod model;
-#[cfg(test)]
 mod mini;
+#[cfg(test)]
+mod model;
