@@ -46,6 +46,7 @@ const SETS: &[Set] = &[
     set("two voters from now on, with a control store", STORE, "deaths", DEATHS),
     set("four nodes, a control store, and a vote for the fourth", FOUR, "deaths", DEATHS),
     set("five nodes, and the primary dies", FIVE, "late", LATE),
+    set("five nodes, and restarted standbys promise later terms", FIVE_LATER, "late", LATE),
     set("a standby goes on alone by force", ALONE, "deaths", DEATHS),
 ];
 

@@ -46,9 +46,25 @@ pub const BLACKOUT: Story = Story {
     until: 3500,
     ..STORY
 };
+/// A standby restarts, and follows and promises later terms within the lease for which a restarted process waits.
 pub const LATER_TERM: Story = Story {
-    script: &[(500, dies(1, Back::Soon)), (500, Act::Ask(2, Ask::Forced)), (2500, Act::Ask(0, Ask::Forced))],
-    until: 4000,
+    script: &[(500, dies(1, Back::Soon)), (500, Act::Ask(2, Ask::Forced)), (1250, Act::Ask(0, Ask::Forced))],
+    until: 3500,
+    ..STORY
+};
+/// The same with two of five, while the primary that they granted to is cut off.
+pub const FIVE_LATER: Story = Story {
+    nodes: 5,
+    writes: 2,
+    lease: 2000,
+    script: &[
+        (500, dies(1, Back::Soon)),
+        (500, Act::Ask(3, Ask::Forced)),
+        (750, dies(2, Back::Soon)),
+        (1000, Act::Isolate(0)),
+        (1500, Act::Ask(4, Ask::Forced)),
+    ],
+    until: 3000,
     ..STORY
 };
 /// One standby has not heard the primary for long, and the other one, its only grantor, restarts and follows again.
