@@ -181,6 +181,14 @@ fn what_an_operator_changes_is_done_once_and_remembered() {
     assert_eq!(reloaded["applied"][0]["key"], "commit_timeout", "{reloaded}");
     assert_eq!(reloaded["restart"][0]["key"], "log_level", "{reloaded}");
 
+    let set = |node: &str| {
+        let rule = ["policy", "set", "ANY 2 (1, 2, 3)", "--expect-generation", "1", "--op", "mine"];
+        json(&[&rule[..], &["-D", node]].concat(), 0)
+    };
+    assert_eq!(set(&two)["generation"], 2);
+    let again = set(&lab.node(3));
+    assert_eq!((&again["generation"], &again["before"]), (&2.into(), &true.into()), "{again}");
+
     let stopped = json(&["cluster", "stop", "--dir", lab.path()], 0);
     assert!(stopped["standbys"].as_array().unwrap().iter().all(|row| row["holds"] == true), "{stopped}");
     let rows = json(&["cluster", "history", "-D", &one], 0)["rows"].clone();
@@ -191,6 +199,7 @@ fn what_an_operator_changes_is_done_once_and_remembered() {
     assert_eq!(json(&["inspect", "tail", "-D", &one], 0)["tails"], serde_json::json!([]));
     let primary = json(&["cluster", "start", "--dir", lab.path()], 0)["primary"].as_u64().unwrap();
     assert!((1..=3).contains(&primary));
+    assert_eq!(set(&lab.node(3)), again, "a restart of everybody makes nobody forget");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Op ids: a change asked for twice under one id happens once, and both callers get the one answer.
 //!
-//! Remembered in memory only: after a restart of the node the guard is the request itself (`expect_term`, and a
-//! failover of a node that is already primary is answered as done).
+//! This table is the memory of one process. Changes of the leader and of the policy are in the log with their op ids
+//! too (`role`), so that other nodes and later processes know them; for everything else the guard after a restart is
+//! the request itself.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -88,7 +89,8 @@ impl<W> OpTable<W> {
     }
 
     /// Notes the answer of a request that was admitted as new, and gives back who else waits for it. An answer that
-    /// says "nothing happened, ask again" is not remembered: asking again must be possible.
+    /// says "nothing happened, ask again" is not remembered: asking again must be possible. Nor is "nobody knows", where
+    /// the log may know better by now.
     pub fn finished(&mut self, request: &Request, answer: &Response) -> Vec<W> {
         if !request.verb.changes() {
             return self.questions.remove(&request.op).unwrap_or_default();
@@ -98,7 +100,12 @@ impl<W> OpTable<W> {
         if op.answer.is_none() {
             self.under_way -= 1;
         }
-        if answer.error.as_ref().is_some_and(|error| error.code == ErrorCode::Busy) {
+        let again = |code: ErrorCode| match code {
+            ErrorCode::Busy => true,
+            ErrorCode::UnknownOutcome => request.verb.is_kept_by_all(),
+            _ => false,
+        };
+        if answer.error.as_ref().is_some_and(|error| again(error.code)) {
             self.ops.remove(&request.op);
             return waiters;
         }
@@ -172,6 +179,22 @@ mod tests {
         table.admit(&request, ());
         table.finished(&request, &too_many("a"));
         assert!(matches!(table.admit(&request, ()), Admitted::New(())));
+    }
+
+    #[test]
+    fn what_nobody_knew_is_asked_again_where_the_log_may_know() {
+        let unknown = |request: &Request| {
+            Response::failed(&request.op, ErrorCode::UnknownOutcome, "not seen", "ask again")
+        };
+        let mut table = OpTable::new();
+        let request = failover("a");
+        table.admit(&request, ());
+        table.finished(&request, &unknown(&request));
+        assert!(matches!(table.admit(&request, ()), Admitted::New(())));
+        let reload = Request::new("r", Verb::Reload { text: String::new(), folder: String::new() });
+        table.admit(&reload, ());
+        table.finished(&reload, &unknown(&reload));
+        assert!(matches!(table.admit(&reload, ()), Admitted::Answer((), _)), "it might happen twice");
     }
 
     #[test]

@@ -194,6 +194,16 @@ impl Verb {
         }
     }
 
+    /// Whether it changes the leader or the policy, so that its op id goes into the log and every node can answer when it
+    /// is asked again.
+    pub fn is_kept_by_all(&self) -> bool {
+        match self {
+            Verb::Failover(_) | Verb::Switchover(_) | Verb::PolicySet(_) => self.changes(),
+            Verb::Role { role, .. } => *role == WantedRole::Primary,
+            _ => false,
+        }
+    }
+
     /// How long the control thread waits for the node's loop before it answers by itself.
     pub fn patience(&self) -> Duration {
         match self {

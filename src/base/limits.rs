@@ -97,6 +97,8 @@ pub const ADMIN_LINE_BYTES_MAX: usize = 1 << 20;
 pub const OP_ID_BYTES_MAX: usize = 64;
 /// Changes whose answers are remembered, so that asking again does nothing twice.
 pub const OPS_REMEMBERED_MAX: usize = 256;
+/// Changes of leader and of the policy whose op ids every node keeps in its control file.
+pub const OPS_KEPT: usize = 16;
 /// Callers that may wait for the answer of one and the same change.
 pub const OP_WAITERS_MAX: usize = 16;
 /// Requests passed on to another node and not answered yet.

@@ -129,7 +129,10 @@ impl WatchTable {
                     .collect();
                 cleared.iter().for_each(|prefix| self.touch(prefix, stamp));
             }
-            Record::Checkpoint { .. } | Record::TermStart { .. } | Record::Policy { .. } => {}
+            Record::Checkpoint { .. }
+            | Record::TermStart { .. }
+            | Record::Policy { .. }
+            | Record::Op { .. } => {}
         }
     }
 

@@ -10,7 +10,7 @@ use crate::base::{Lsn, Mono, NodeId};
 use crate::cluster::History;
 use crate::config::SyncKind;
 use crate::io::{ConnId, Seam};
-use crate::role::{Command, CommandResult, Done, Evidence, PolicyChange, Refusal, Unfit};
+use crate::role::{Command, CommandResult, Deed, Done, Evidence, OpMark, PolicyChange, Refusal, Unfit};
 
 use super::Node;
 use super::control::ControlMessage;
@@ -89,6 +89,9 @@ impl<S: Seam> Node<S> {
 
     /// Carries a request out, or starts to.
     pub fn admin_request(&mut self, request: Request, reply: Answer) {
+        if let Some(answer) = self.answered_before(&request) {
+            return reply(answer);
+        }
         match &request.verb {
             Verb::Ping => reply(Response::done(&request, serde_json::json!({ "pid": std::process::id() }))),
             Verb::Status => reply(Response::done_with(&request, &self.own_status())),
@@ -131,6 +134,17 @@ impl<S: Seam> Node<S> {
                 reply(Response::done_with(&request, &History { rows }));
             }
             Verb::Reload { .. } => reply(self.reload(&request)),
+        }
+    }
+
+    /// The answer to a change that this log says was made, by whatever node. Before anything else is looked at: what the
+    /// change was judged by then is not so any more.
+    fn answered_before(&self, request: &Request) -> Option<Response> {
+        match self.role.op_known(&self.log_view(), mark_of(request)?)? {
+            Ok(done) => Some(Response::done(request, done_json(&done))),
+            Err(refusal @ Refusal::OpReused) => Some(refusal_response(request, &refusal)),
+            // Whoever leads may know more.
+            Err(_) => None,
         }
     }
 
@@ -232,8 +246,12 @@ impl<S: Seam> Node<S> {
     pub(super) fn order(&mut self, asker: Asker, until: Mono, command: Command) {
         self.admin.next_op += 1;
         let op = self.admin.next_op;
+        let mark = match &asker {
+            Asker::Admin { request, .. } => mark_of(request),
+            Asker::Client { .. } | Asker::Nobody { .. } => None,
+        };
         self.admin.commands.insert(op, Pending { asker, until });
-        self.command(op, command);
+        self.command(op, mark, command);
     }
 
     fn failover(&mut self, request: Request, reply: Answer) {
@@ -463,6 +481,12 @@ fn stake_in_words(stake: &serde_json::Value) -> String {
     )
 }
 
+/// What the cluster remembers a request by, if it does.
+fn mark_of(request: &Request) -> Option<OpMark> {
+    let line = serde_json::to_vec(&request.verb).ok().filter(|_| request.verb.is_kept_by_all())?;
+    Some(OpMark::new(&request.op, &line))
+}
+
 fn evidence_json(evidence: &Evidence) -> serde_json::Value {
     let mut map = serde_json::Map::new();
     map.insert("what".into(), evidence.what.into());
@@ -493,6 +517,13 @@ fn done_json(done: &Done) -> serde_json::Value {
         Done::PolicyChanged { generation, evidence } => {
             serde_json::json!({ "generation": generation, "evidence": evidence_json(evidence) })
         }
+        Done::Before { deed: Deed::Led { leader, term }, start } => serde_json::json!({
+            "before": true, "leader": leader.0, "term": term.number, "term_id": format!("{:032x}", term.id),
+            "start_lsn": start.0,
+        }),
+        Done::Before { deed: Deed::Policy { generation }, .. } => {
+            serde_json::json!({ "before": true, "generation": generation })
+        }
     }
 }
 
@@ -502,6 +533,7 @@ fn refusal_response(request: &Request, refusal: &Refusal) -> Response {
         Refusal::Timeout { .. } => (ErrorCode::Timeout, "look at `baton query`, then ask again"),
         Refusal::LogFailed => (ErrorCode::Failed, "restart or replace this node"),
         Refusal::NotPrimary { .. } => (ErrorCode::WrongRole, "ask the primary; nothing was changed"),
+        Refusal::OpReused => (ErrorCode::OpReused, "choose a new op id"),
         Refusal::OutcomeUnknown { .. } => (ErrorCode::UnknownOutcome, "look at `baton cluster status`"),
         _ => (ErrorCode::Refused, "nothing was changed"),
     };

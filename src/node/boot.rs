@@ -160,7 +160,7 @@ impl<S: Seam> Node<S> {
         let (mark, own) =
             mark::open(seam, &folder, control.incarnation).map_err(io("reading the log's mark"))?;
         let own = own.map_or(Lsn::ZERO, |own| own.vouched(&control.history));
-        let (recovered, policies) = recover_log(seam, &folder, &control, &store, own)?;
+        let (recovered, notes) = recover_log(seam, &folder, &control, &store, own)?;
         if matches!(recovered.verdict, Verdict::Damaged { .. }) && control.status == DataStatus::Whole {
             remember_damage(seam, &folder, &mut control)?;
         }
@@ -174,7 +174,7 @@ impl<S: Seam> Node<S> {
             superblock,
             pages,
             recovered,
-            policies,
+            notes,
         })
     }
 }
@@ -309,7 +309,13 @@ fn open_store<S: Seam>(
     }
 }
 
-type Policies = Vec<(Vec<u8>, Lsn, Lsn)>;
+type Notes = Vec<(Noted, Lsn, Lsn)>;
+
+/// A record that the role machine hears of at once.
+enum Noted {
+    Policy(Vec<u8>),
+    Op(Vec<u8>),
+}
 
 fn recover_log<S: Seam>(
     seam: &mut S,
@@ -317,7 +323,7 @@ fn recover_log<S: Seam>(
     control: &ControlState,
     store: &Store,
     own_mark: Lsn,
-) -> Result<(Recovered, Policies), BootError> {
+) -> Result<(Recovered, Notes), BootError> {
     let history = control.history.clone();
     let term_at = move |at: Lsn| history.term_at(at);
     let params = RecoverParams {
@@ -333,22 +339,25 @@ fn recover_log<S: Seam>(
         repair_mark: Lsn::ZERO,
     };
     let mut files = SegmentFiles { seam, folder };
-    let mut policies = Vec::new();
+    let mut notes = Vec::new();
     let mut recovered = recover_watched(&mut files, &params, &mut |frame| {
         if frame.header.records > POLICY_FRAME_RECORDS_MAX {
             return;
         }
         for record in frame.records() {
-            if let Ok((Record::Policy { generation }, _)) = record {
-                policies.push((generation.to_vec(), frame.header.first, frame.header.end()));
-            }
+            let noted = match record {
+                Ok((Record::Policy { generation }, _)) => Noted::Policy(generation.to_vec()),
+                Ok((Record::Op { op }, _)) => Noted::Op(op.to_vec()),
+                _ => continue,
+            };
+            notes.push((noted, frame.header.first, frame.header.end()));
         }
     })
     .map_err(BootError::Log)?;
     // Everything that follows reports positions of this log: what was only read must not be among them.
     let settled = settle(&mut files, control.segment_bytes, &mut recovered).map_err(BootError::Log)?;
     tracing::debug!(settled, %own_mark, "the unproven end of the log was written again");
-    Ok((recovered, policies))
+    Ok((recovered, notes))
 }
 
 /// What assembling found.
@@ -362,7 +371,7 @@ struct Parts {
     superblock: FileId,
     pages: FileId,
     recovered: Recovered,
-    policies: Policies,
+    notes: Notes,
 }
 
 impl Parts {
@@ -377,7 +386,7 @@ impl Parts {
             superblock,
             pages,
             recovered,
-            policies,
+            notes,
         } = self;
         let config = Arc::new(options.config.clone());
         let now = seam.now();
@@ -513,19 +522,23 @@ impl Parts {
             let status = DataStatus::Damaged;
             node.tell_role(Input::DataChanged { status, incarnation, history: None, policy: None });
         }
-        for (encoded, start, end) in policies {
-            node.policy_seen(&encoded, start, end);
+        for (noted, start, end) in notes {
+            let record = match &noted {
+                Noted::Policy(generation) => Record::Policy { generation },
+                Noted::Op(op) => Record::Op { op },
+            };
+            node.record_seen(&record, start, end);
         }
         node.tell_role(Input::Tick);
         match options.role {
             Some(StartRole::Primary) => {
                 let command = Command::RequestPrimary { alone: options.alone, force: false };
-                node.tell_role(Input::Command { op: super::admin::START_OP, command });
+                node.tell_role(Input::Command { op: super::admin::START_OP, mark: None, command });
             }
             // Not even after a blackout, although it may have led last.
             Some(StartRole::Standby | StartRole::CascadeStandby | StartRole::Pending) => {
                 let command = Command::RequestStandby;
-                node.tell_role(Input::Command { op: super::admin::START_OP, command });
+                node.tell_role(Input::Command { op: super::admin::START_OP, mark: None, command });
             }
             None => {}
         }

@@ -213,6 +213,10 @@ fn describe_control(c: &ControlState) -> serde_json::Value {
         "operation": c.operation.map(|o| serde_json::json!({
             "part": format!("{:?}", o.part), "peer": o.peer.0, "term": o.term.to_string(),
         })),
+        "ops": c.ops.iter().map(|known| serde_json::json!({
+            "op": format!("{:032x}", known.op.mark.id), "deed": format!("{:?}", known.op.deed),
+            "start_lsn": known.start.0, "end_lsn": known.end.0,
+        })).collect::<Vec<_>>(),
         "known_committed_lsn": c.known_committed.lsn().0,
         "starts": c.starts,
     })

@@ -87,7 +87,9 @@ fn written(record: &Record<'_>) -> Option<String> {
         Record::Delete { key, .. } => format!("delete {:?}", user(key)),
         Record::DeleteRange { start, .. } => format!("delete elements of {:?}", user(start)),
         Record::ClearShard { shard } => format!("clear shard {shard}"),
-        Record::Checkpoint { .. } | Record::TermStart { .. } | Record::Policy { .. } => return None,
+        Record::Checkpoint { .. } | Record::TermStart { .. } | Record::Policy { .. } | Record::Op { .. } => {
+            return None;
+        }
     })
 }
 

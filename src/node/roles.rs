@@ -7,7 +7,8 @@ use crate::record::Record;
 use crate::replication::Message;
 use crate::replication::wire::LogTip;
 use crate::role::{
-    Command, CommandResult, Effect, FastForwardFailure, Generation, Input, LogView, RoleMessage, TermStart,
+    Command, CommandResult, Effect, FastForwardFailure, Generation, Input, LogView, OpMark, OpRecord,
+    RoleMessage, TermStart,
 };
 
 use super::Node;
@@ -76,7 +77,9 @@ impl<S: Seam> Node<S> {
             Effect::Demote { reason, successor } => self.demote(&reason, successor),
             Effect::HoldWrites { ticket, reason } => self.hold_writes(ticket, reason),
             Effect::ResumeWrites => self.resume_writes(),
-            Effect::AppendPolicy { ticket, generation } => self.append_policy(ticket, &generation),
+            Effect::AppendPolicy { ticket, generation, op } => {
+                self.append_policy(ticket, &generation, op.as_deref());
+            }
             Effect::Store { ticket, request } => self.ask_store(ticket, request),
             Effect::Follow { leader, term } => self.follow(leader, term),
             Effect::Unfollow => self.unfollow(),
@@ -145,6 +148,9 @@ impl<S: Seam> Node<S> {
         if let Some(generation) = &start.policy {
             writer.push(Record::Policy { generation });
         }
+        if let Some(op) = &start.op {
+            writer.push(Record::Op { op });
+        }
         writer.end_transaction();
         let end = self.seal_group(start.term);
         self.term_start_end = end;
@@ -199,12 +205,13 @@ impl<S: Seam> Node<S> {
     }
 
     /// A policy record in a frame of its own, behind everything accepted so far.
-    fn append_policy(&mut self, ticket: u64, generation: &[u8]) {
+    fn append_policy(&mut self, ticket: u64, generation: &[u8], op: Option<&[u8]>) {
         let Some(term) = self.role.leading() else { return };
         self.seal_accepted();
         let start = self.log.wal.end().end;
         let writer = self.log.wal.writer();
         writer.push(Record::Policy { generation });
+        op.into_iter().for_each(|op| writer.push(Record::Op { op }));
         writer.end_transaction();
         let end = self.seal_group(term);
         tracing::info!(%start, %end, "policy generation appended");
@@ -256,8 +263,20 @@ impl<S: Seam> Node<S> {
         self.streams.unfollow();
     }
 
+    /// A record that matters as soon as it is in the log, whatever comes of it.
+    pub(super) fn record_seen(&mut self, record: &Record<'_>, start: Lsn, end: Lsn) {
+        match *record {
+            Record::Policy { generation } => self.policy_seen(generation, start, end),
+            Record::Op { op } => match OpRecord::decode(op) {
+                Some(op) => self.tell_role(Input::OpAppended { op, start, end }),
+                None => tracing::error!(%start, "op record cannot be read"),
+            },
+            _ => {}
+        }
+    }
+
     /// A policy record passed through this log as a standby, or was met by recovery.
-    pub(super) fn policy_seen(&mut self, encoded: &[u8], start: Lsn, end: Lsn) {
+    fn policy_seen(&mut self, encoded: &[u8], start: Lsn, end: Lsn) {
         match Generation::decode(encoded) {
             Some(generation) => self.tell_role(Input::PolicyAppended { generation, start, end }),
             None => tracing::error!(%start, "policy record cannot be read"),
@@ -309,11 +328,11 @@ impl<S: Seam> Node<S> {
         // Far above the numbers that admin requests get.
         let op = (1 << 48) + self.role_asked;
         self.role_waiters.insert(op, waiter);
-        self.command(op, command);
+        self.command(op, None, command);
     }
 
-    pub(super) fn command(&mut self, op: u64, command: Command) {
-        self.tell_role(Input::Command { op, command });
+    pub(super) fn command(&mut self, op: u64, mark: Option<OpMark>, command: Command) {
+        self.tell_role(Input::Command { op, mark, command });
         self.pump_role();
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -300,6 +300,7 @@ fn hand_in(request: Request, mail: &Mail) {
 /// The trigger file: when it appears it is removed, and this node asks to be the primary, once.
 fn watch_trigger(file: PathBuf, mail: Mail, waker: Arc<dyn Waker>, ended: Arc<AtomicBool>) {
     std::thread::spawn(move || {
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
         let mut count = 0u64;
         let mut stuck = false;
         while !ended.load(Ordering::Relaxed) {
@@ -318,7 +319,8 @@ fn watch_trigger(file: PathBuf, mail: Mail, waker: Arc<dyn Waker>, ended: Arc<At
             count += 1;
             tracing::info!(file = %file.display(), "the trigger file asks for a promotion");
             hand_in(
-                Request::new(format!("trigger-file-{count}"), Verb::Failover(Failover::default())),
+                // Unlike any earlier one in the life of the cluster.
+                Request::new(format!("trigger-file-{began}-{count}"), Verb::Failover(Failover::default())),
                 &mail,
             );
             waker.wake();

@@ -562,16 +562,14 @@ impl<S: Seam> Node<S> {
         }
     }
 
-    /// Policy records matter as soon as they are in the log, long before they are applied.
+    /// Policy and op records matter as soon as they are in the log, long before they are applied.
     fn note_records(&mut self, header: &FrameHeader, payload: &[u8]) {
-        // Policy generations change rarely and travel with few records; a cheap look decides.
+        // They come rarely and travel with few records; a cheap look decides.
         if header.records > super::POLICY_FRAME_RECORDS_MAX {
             return;
         }
-        for record in crate::record::RecordReader::new(payload) {
-            if let Ok((crate::record::Record::Policy { generation }, _)) = record {
-                self.policy_seen(generation, header.first, header.end());
-            }
+        for (record, _) in crate::record::RecordReader::new(payload).flatten() {
+            self.record_seen(&record, header.first, header.end());
         }
     }
 

@@ -17,6 +17,7 @@ const CLEAR_SHARD: u8 = 4;
 const CHECKPOINT: u8 = 5;
 const TERM_START: u8 = 6;
 const POLICY: u8 = 7;
+const OP: u8 = 8;
 
 /// One logical effect. Keys are store keys (see [`super::key`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +63,10 @@ pub enum Record<'a> {
     Policy {
         generation: &'a [u8],
     },
+    /// The op id behind the term start or the policy of the same frame, encoded by the role room.
+    Op {
+        op: &'a [u8],
+    },
 }
 
 impl Record<'_> {
@@ -73,7 +78,7 @@ impl Record<'_> {
             | Record::DeleteRange { shard, .. }
             | Record::ClearShard { shard }
             | Record::Checkpoint { shard, .. } => Some(shard),
-            Record::TermStart { .. } | Record::Policy { .. } => None,
+            Record::TermStart { .. } | Record::Policy { .. } | Record::Op { .. } => None,
         }
     }
 }
@@ -129,6 +134,7 @@ impl RecordWriter {
                 self.raw(TERM_START, 0, &[], &value);
             }
             Record::Policy { generation } => self.raw(POLICY, 0, &[], generation),
+            Record::Op { op } => self.raw(OP, 0, &[], op),
         }
     }
 
@@ -232,6 +238,7 @@ impl<'a> RecordReader<'a> {
             }
             TERM_START => term_start(value)?,
             POLICY => Record::Policy { generation: value },
+            OP => Record::Op { op: value },
             _ => return Err(Corrupt("unknown record kind")),
         };
         self.rest = rest;
@@ -289,6 +296,7 @@ mod tests {
                 previous_end: Lsn(1 << 40),
             },
             Record::Policy { generation: b"bytes" },
+            Record::Op { op: b"mark" },
         ]
     }
 

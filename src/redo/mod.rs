@@ -201,7 +201,7 @@ fn change(top: &mut Top, record: &Record<'_>) -> Result<(), RedoError> {
             top.delete_range(start, end);
         }
         Record::ClearShard { .. } => top.clear(),
-        Record::Checkpoint { .. } | Record::TermStart { .. } | Record::Policy { .. } => {
+        Record::Checkpoint { .. } | Record::TermStart { .. } | Record::Policy { .. } | Record::Op { .. } => {
             unreachable!("judged to be no change")
         }
     }

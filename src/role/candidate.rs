@@ -5,14 +5,12 @@ use std::time::Duration;
 
 use super::change::Stored;
 use super::control::DataStatus;
-use super::input::{
-    Command, CommandResult, Done, Effect, Evidence, FastForwardFailure, LogView, Refusal, TermStart,
-};
-use super::lead::Leading;
+use super::done::OpMark;
+use super::input::{Command, CommandResult, Done, Effect, Evidence, FastForwardFailure, LogView, Refusal};
 use super::machine::{COMMAND_MAX, Fence, Phase, RoleMachine, Wish, Work};
 use super::message::{LeaderSeen, PromiseAnswer, Release, Report, RoleMessage};
 use super::policy::{Generation, PendingGeneration};
-use super::recruit::{self, Tally, evidence_of, judge_alone, newest_term, no_quorum, nodes};
+use super::recruit::{self, Tally, evidence_of, judge_alone, newest_term, no_quorum};
 use super::state::{Role, State};
 use crate::base::planted::{Bug, planted};
 use crate::base::{Incarnation, Lsn, Mono, NodeId, Term};
@@ -31,6 +29,7 @@ pub(super) struct Recruit {
     pub(super) wish: bool,
     /// That request is this node's own: see [`Wish::own`].
     pub(super) own: Option<Term>,
+    pub(super) mark: Option<OpMark>,
     /// A leader that recruits above a mere promise: its clients wait.
     keep: bool,
     /// Such a leader had to roll back in front of a better log; it goes on as a standby that recruits.
@@ -163,7 +162,7 @@ impl RoleMachine {
         &mut self,
         now: Mono,
         log: &LogView,
-        op: u64,
+        (op, mark): (u64, Option<OpMark>),
         command: Command,
         out: &mut Vec<Effect>,
     ) {
@@ -171,7 +170,7 @@ impl RoleMachine {
             unreachable!("requests are kept as wishes");
         };
         let mut recruit = self.new_recruit(now);
-        recruit.op = Some(op);
+        (recruit.op, recruit.mark) = (Some(op), mark);
         (recruit.dry_run, recruit.alone, recruit.force) = (dry_run, alone, force);
         self.work = Work::Recruit(Box::new(recruit));
         while self.advance_recruit(now, log, out) {}
@@ -184,14 +183,15 @@ impl RoleMachine {
             _ => false,
         };
         let due = self.wish.as_ref().filter(|wish| wish.next <= now);
-        let wish = due.map(|wish| (wish.alone, wish.force, wish.own));
+        let wish = due.map(|wish| (wish.alone, wish.force, wish.own, wish.mark));
         if !retry && wish.is_none() {
             return false;
         }
         let mut recruit = self.new_recruit(now);
         recruit.keep = retry;
-        if let Some((alone, force, own)) = wish.filter(|_| !retry) {
+        if let Some((alone, force, own, mark)) = wish.filter(|_| !retry) {
             (recruit.wish, recruit.own, recruit.alone, recruit.force) = (true, own, alone, force);
+            recruit.mark = mark;
         }
         self.work = Work::Recruit(Box::new(recruit));
         true
@@ -202,6 +202,7 @@ impl RoleMachine {
             op: None,
             wish: false,
             own: None,
+            mark: None,
             keep: false,
             rolled_back: false,
             dry_run: false,
@@ -230,12 +231,13 @@ impl RoleMachine {
         &mut self,
         now: Mono,
         log: &LogView,
-        handover: (NodeId, u64),
+        (from, attempt, mark): (NodeId, u64, Option<OpMark>),
         release: Release,
         out: &mut Vec<Effect>,
     ) {
         let mut recruit = self.new_recruit(now);
-        (recruit.handover, recruit.released) = (Some(handover), Some(release));
+        (recruit.handover, recruit.released) = (Some((from, attempt)), Some(release));
+        recruit.mark = mark;
         recruit.reports.insert(self.control.node, self.report(log));
         recruit.term = self.new_term();
         recruit.stage = Stage::Lease;
@@ -312,7 +314,7 @@ impl RoleMachine {
                 let arrived = log.last_term == source.last_term || planted(Bug::ReportPromisedTerm);
                 assert!(log.end == source.end && arrived, "forwarded to the end of the best log");
                 assert_eq!(log.flushed.lsn(), log.end, "what was fast-forwarded is flushed");
-                self.claim(log, r, out)
+                self.claim(now, log, r, out)
             }
             Stage::Claim { talk } => {
                 let talk = *talk;
@@ -598,7 +600,7 @@ impl RoleMachine {
         out.push(Effect::Evidence(evidence_of("recruited", log, &r.promises, tallies).with("term", r.term)));
         self.show(self.role, State::Promoting, out);
         let better = self.better_log(&r.promises).filter(|_| !planted(Bug::PromoteTheLaggard));
-        let Some((source, history)) = better else { return self.claim(log, r, out) };
+        let Some((source, history)) = better else { return self.claim(now, log, r, out) };
         let fork = match self.fork_with(log, &history, source.end) {
             Ok(fork) => fork,
             Err(refusal) => return self.fail(now, r, refusal, false, out),
@@ -630,7 +632,7 @@ impl RoleMachine {
         out: &mut Vec<Effect>,
     ) -> Step {
         if log.end == source.end {
-            return self.claim(log, r, out);
+            return self.claim(now, log, r, out);
         }
         let ticket = self.ticket();
         out.push(Effect::FastForward { ticket, from: source.node, term: r.term, to: source.end });
@@ -655,65 +657,6 @@ impl RoleMachine {
         let image = self.persist(out);
         r.stage = Stage::Start { image };
         Step::Moved
-    }
-
-    fn append(&mut self, log: &LogView, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
-        let generation = self.new_generation(r);
-        let policy = generation.as_ref().map(|generation| {
-            let mut bytes = Vec::new();
-            generation.encode(&mut bytes);
-            bytes
-        });
-        self.appending = Some((r.term, generation));
-        out.push(Effect::AppendTermStart(TermStart {
-            term: r.term,
-            leader: self.control.node,
-            incarnation: self.control.incarnation,
-            previous_term: log.last_term,
-            previous_end: log.end,
-            policy,
-        }));
-        r.stage = Stage::Append;
-        Step::Stay
-    }
-
-    pub(super) fn term_appended(&mut self, start: Lsn, end: Lsn, out: &mut Vec<Effect>) {
-        let Some((term, generation)) = self.appending.take() else { return };
-        assert_eq!(self.control.history.start_of(term), Some(start), "a term starts where its history says");
-        if let Some(generation) = generation {
-            self.add_pending(PendingGeneration { generation, start, end }, out);
-        }
-        match &self.work {
-            Work::Recruit(recruit) if recruit.term == term && matches!(recruit.stage, Stage::Append) => {}
-            // Something stronger came while the frame was sealed: it is a frame like any other now.
-            _ => return,
-        }
-        let Work::Recruit(recruit) = std::mem::replace(&mut self.work, Work::None) else { return };
-        let asked = recruit.op.map(|op| (op, recruit.deadline));
-        let wished = self.wish.take().and_then(|wish| wish.op.map(|op| (op, wish.give_up)));
-        let evidence = Evidence::new("leading")
-            .with("term", term)
-            .with("start", start)
-            .with("promises", nodes(recruit.promises.keys()))
-            .with("copies besides the own", self.in_force().iter().map(|g| g.k).max().unwrap_or(0));
-        out.push(Effect::Evidence(evidence.clone()));
-        self.lease = Default::default();
-        self.phase = Phase::Leading(Leading {
-            term,
-            start,
-            end,
-            served: false,
-            held: false,
-            suspended: false,
-            retry_at: None,
-            yielded_until: None,
-            op: asked.or(wished),
-            evidence,
-        });
-        self.show(Role::Primary, State::Promoting, out);
-        out.push(Effect::Lead { term });
-        let announcement = self.announcement(end).expect("it leads");
-        self.to_all(announcement, out);
     }
 
     /// An attempt did not work. `retry`: the same attempt may work a little later.
@@ -768,8 +711,15 @@ impl RoleMachine {
             }
         } else if r.rolled_back {
             // It was a primary and had to roll back: it still means to lead until another one does.
-            let wish =
-                Wish { op: None, own: None, give_up: now, next: now + pause, alone: false, force: false };
+            let wish = Wish {
+                op: None,
+                own: None,
+                mark: r.mark,
+                give_up: now,
+                next: now + pause,
+                alone: false,
+                force: false,
+            };
             self.wish.get_or_insert(wish);
         }
         if matches!(self.state, State::WaitPromoting | State::Promoting) && self.role != Role::Primary {

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::done::{Deed, KnownOp, OpMark, OpRecord};
 use super::input::{CommandResult, Done, Effect, Evidence, LogView, PolicyChange, Refusal};
 use super::machine::{COMMAND_MAX, Phase, RoleMachine, Work};
 use super::message::{LeaderSeen, Report, RoleMessage};
@@ -41,6 +42,7 @@ impl Stored {
 pub(super) struct Change {
     /// `None`: the voter time-out asks.
     op: Option<u64>,
+    pub(super) mark: Option<OpMark>,
     wanted: PolicyChange,
     /// Voters that lose their vote only until they are back.
     absent: Vec<NodeId>,
@@ -139,9 +141,16 @@ impl RoleMachine {
         Some(change.next.as_ref().map_or(self.newest().number + 1, |next| next.number))
     }
 
-    pub(super) fn change_policy(&mut self, now: Mono, op: u64, wanted: PolicyChange, out: &mut Vec<Effect>) {
-        if let Err(refusal) = self.begin_change(now, Some(op), wanted, (Vec::new(), 0)) {
-            out.push(Effect::Reply { op, result: Err(refusal) });
+    pub(super) fn change_policy(
+        &mut self,
+        now: Mono,
+        (op, mark): (u64, Option<OpMark>),
+        wanted: PolicyChange,
+        out: &mut Vec<Effect>,
+    ) {
+        match self.begin_change(now, Some(op), wanted, (Vec::new(), 0)) {
+            Ok(()) => self.change.iter_mut().for_each(|change| change.mark = mark),
+            Err(refusal) => out.push(Effect::Reply { op, result: Err(refusal) }),
         }
     }
 
@@ -171,6 +180,7 @@ impl RoleMachine {
         let attempt = self.rng.next_u64();
         self.change = Some(Box::new(Change {
             op,
+            mark: None,
             wanted,
             absent,
             full_k,
@@ -282,15 +292,17 @@ impl RoleMachine {
                     Talked::Done | Talked::Refused(_) => self.changed(c),
                 }
             }
-            _ if now >= c.deadline => Step::Over(Err(Refusal::Timeout {
-                stage: match c.stage {
-                    Stage::Ask { .. } => "the voters' answers; nothing was changed",
-                    Stage::StoreBefore { .. } => "the control store; nothing was changed in the log",
-                    Stage::Append { .. } | Stage::Commit => {
-                        "the commit of the generation; it is in the log and may still be committed"
-                    }
-                    Stage::StoreAfter { .. } => "the control store; the generation is in force",
+            _ if now >= c.deadline => Step::Over(Err(match c.stage {
+                Stage::Ask { .. } => Refusal::Timeout { stage: "the voters' answers; nothing was changed" },
+                Stage::StoreBefore { .. } => {
+                    Refusal::Timeout { stage: "the control store; nothing was changed in the log" }
+                }
+                Stage::Append { .. } | Stage::Commit => Refusal::OutcomeUnknown {
+                    stage: "the commit of the generation; it is in the log and may still be committed",
                 },
+                Stage::StoreAfter { .. } => {
+                    Refusal::Timeout { stage: "the control store; the generation is in force" }
+                }
             })),
             _ => Step::Stay,
         }
@@ -438,15 +450,22 @@ impl RoleMachine {
         let mut generation = Vec::new();
         next.encode(&mut generation);
         let ticket = self.ticket();
-        self.recording = Some((ticket, next));
-        out.push(Effect::AppendPolicy { ticket, generation });
+        let op = RoleMachine::op_bytes(c.mark, Deed::Policy { generation: next.number });
+        self.recording = Some((ticket, next, c.mark));
+        out.push(Effect::AppendPolicy { ticket, generation, op });
         c.stage = Stage::Append { ticket };
         Step::Moved
     }
 
     /// The record is in this log, whatever has become of the change meanwhile.
     pub(super) fn policy_recorded(&mut self, answered: u64, start: Lsn, end: Lsn, out: &mut Vec<Effect>) {
-        let Some((_, generation)) = self.recording.take_if(|(ticket, _)| *ticket == answered) else { return };
+        let Some((_, generation, mark)) = self.recording.take_if(|(ticket, ..)| *ticket == answered) else {
+            return;
+        };
+        if let Some(mark) = mark {
+            let op = OpRecord { mark, deed: Deed::Policy { generation: generation.number } };
+            self.op_appended(KnownOp { op, start, end });
+        }
         self.add_pending(PendingGeneration { generation, start, end }, out);
         if let Some(change) = &mut self.change
             && matches!(change.stage, Stage::Append { ticket } if ticket == answered)

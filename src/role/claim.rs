@@ -1,4 +1,5 @@
-//! What a candidate asks of the control store (`protocol` 4.3), and the generation that its term starts with.
+//! What a candidate asks of the control store (`protocol` 4.3), the generation that its term starts with, and the frame
+//! that starts it.
 //!
 //! With a store no term starts without its word. The candidate has its promises and the log that it will lead; it reads
 //! what stands in the store, judges its promises by that as well, and swaps in its term together with everything that
@@ -7,12 +8,15 @@
 
 use super::candidate::{Recruit, Stage, Step};
 use super::change::Stored;
-use super::input::{Effect, LogView, Refusal};
-use super::machine::RoleMachine;
-use super::policy::{Generation, Voter};
-use super::recruit::{self, Tally, no_quorum};
+use super::done::{Deed, KnownOp, OpRecord};
+use super::input::{Effect, Evidence, LogView, Refusal, TermStart};
+use super::lead::Leading;
+use super::machine::{Phase, RoleMachine, Work};
+use super::policy::{Generation, PendingGeneration, Voter};
+use super::recruit::{self, Tally, no_quorum, nodes};
+use super::state::{Role, State};
 use super::stored::{Decision, StoredPolicy, Talked};
-use crate::base::{Incarnation, Mono};
+use crate::base::{Incarnation, Lsn, Mono};
 
 impl RoleMachine {
     /// An operator who accepts losses on a last server does not wait for a store that may be lost as well.
@@ -49,7 +53,14 @@ impl RoleMachine {
     }
 
     /// The log is the one that will be led. With a store its word comes next.
-    pub(super) fn claim(&mut self, log: &LogView, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
+    pub(super) fn claim(&mut self, now: Mono, log: &LogView, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
+        // This log holds everything that was committed, and perhaps what is asked for here: then no term is started.
+        if let Some(result) = r.mark.and_then(|mark| self.op_known(log, mark)) {
+            let wished = self.wish.as_mut().filter(|_| r.wish).and_then(|wish| wish.op.take());
+            out.extend(r.op.take().or(wished).map(|op| Effect::Reply { op, result }));
+            let stage = "it stands in the log already, under this op id";
+            return self.fail(now, r, Refusal::OutcomeUnknown { stage }, false, out);
+        }
         if !self.asks_store(r) {
             return self.start(log, r, out);
         }
@@ -106,6 +117,72 @@ impl RoleMachine {
         let mut pending: Vec<Generation> = in_log.filter(|g| g.number > policy.number).collect();
         pending.extend(self.new_generation(r));
         Ok(Some(StoredPolicy { mark: 0, term: r.term, leader: self.control.node, policy, pending }))
+    }
+
+    /// The first frame of the term.
+    pub(super) fn append(&mut self, log: &LogView, r: &mut Recruit, out: &mut Vec<Effect>) -> Step {
+        let generation = self.new_generation(r);
+        let policy = generation.as_ref().map(|generation| {
+            let mut bytes = Vec::new();
+            generation.encode(&mut bytes);
+            bytes
+        });
+        self.appending = Some((r.term, generation, r.mark));
+        let led = Deed::Led { leader: self.control.node, term: r.term };
+        out.push(Effect::AppendTermStart(TermStart {
+            term: r.term,
+            leader: self.control.node,
+            incarnation: self.control.incarnation,
+            previous_term: log.last_term,
+            previous_end: log.end,
+            policy,
+            op: RoleMachine::op_bytes(r.mark, led),
+        }));
+        r.stage = Stage::Append;
+        Step::Stay
+    }
+
+    pub(super) fn term_appended(&mut self, start: Lsn, end: Lsn, out: &mut Vec<Effect>) {
+        let Some((term, generation, mark)) = self.appending.take() else { return };
+        assert_eq!(self.control.history.start_of(term), Some(start), "a term starts where its history says");
+        if let Some(mark) = mark {
+            let op = OpRecord { mark, deed: Deed::Led { leader: self.control.node, term } };
+            self.op_appended(KnownOp { op, start, end });
+        }
+        if let Some(generation) = generation {
+            self.add_pending(PendingGeneration { generation, start, end }, out);
+        }
+        match &self.work {
+            Work::Recruit(recruit) if recruit.term == term && matches!(recruit.stage, Stage::Append) => {}
+            // Something stronger came while the frame was sealed: it is a frame like any other now.
+            _ => return,
+        }
+        let Work::Recruit(recruit) = std::mem::replace(&mut self.work, Work::None) else { return };
+        let asked = recruit.op.map(|op| (op, recruit.deadline));
+        let wished = self.wish.take().and_then(|wish| wish.op.map(|op| (op, wish.give_up)));
+        let evidence = Evidence::new("leading")
+            .with("term", term)
+            .with("start", start)
+            .with("promises", nodes(recruit.promises.keys()))
+            .with("copies besides the own", self.in_force().iter().map(|g| g.k).max().unwrap_or(0));
+        out.push(Effect::Evidence(evidence.clone()));
+        self.lease = Default::default();
+        self.phase = Phase::Leading(Leading {
+            term,
+            start,
+            end,
+            served: false,
+            held: false,
+            suspended: false,
+            retry_at: None,
+            yielded_until: None,
+            op: asked.or(wished),
+            evidence,
+        });
+        self.show(Role::Primary, State::Promoting, out);
+        out.push(Effect::Lead { term });
+        let announcement = self.announcement(end).expect("it leads");
+        self.to_all(announcement, out);
     }
 
     /// Those that promised, without the rest, until the rest is back.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::codec::{Reader, Write};
+use super::done::{KnownOp, put_known, read_known};
 use super::history::History;
 use super::policy::{Generation, PendingGeneration};
 use crate::base::limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN, SHARDS_MAX};
@@ -71,6 +72,8 @@ pub struct ControlState {
     pub format: u16,
     /// A switchover that this node took part in and whose end it has not seen.
     pub operation: Option<Operation>,
+    /// The newest changes of leader and policy in the log that were asked for under an op id, in the order of the log.
+    pub ops: Vec<KnownOp>,
 }
 
 /// This node's part in a switchover.
@@ -157,6 +160,7 @@ impl ControlState {
             starts: 0,
             format: format::oldest(),
             operation: None,
+            ops: Vec::new(),
         }
     }
 
@@ -194,6 +198,7 @@ impl ControlState {
             out.node(operation.peer);
             out.term(operation.term);
         }
+        put_known(&mut out, &self.ops);
         assert!(out.len() <= DIGEST_AT, "the limits of the parts keep the whole within its size");
         out.resize(DIGEST_AT, 0);
         let digest = Digest::of(&out);
@@ -255,6 +260,7 @@ fn decode_body(reader: &mut Reader<'_>, format: u16) -> Option<ControlState> {
         starts: reader.u64()?,
         format,
         operation: operation(reader)?,
+        ops: read_known(reader)?,
     };
     Some(state)
 }
@@ -369,9 +375,10 @@ impl std::error::Error for ControlError {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::limits::{HISTORY_MAX, PENDING_MAX};
+    use crate::base::limits::{HISTORY_MAX, OPS_KEPT, PENDING_MAX};
     use crate::base::planted::plant;
     use crate::base::{Lsn, Prng};
+    use crate::role::done::{Deed, OpMark, OpRecord};
     use crate::role::policy::{SyncPolicy, Voter};
 
     fn sample(generation: u64) -> ControlState {
@@ -414,6 +421,14 @@ mod tests {
         state.operation =
             Some(Operation { part: Part::TakingOver, peer: NodeId(32), term: Term { number: 9, id: 9 } });
         state.policy = generation;
+        let led = |i: u64| Deed::Led { leader: NodeId(32), term: Term { number: i, id: u128::MAX } };
+        state.ops = (0..OPS_KEPT as u64)
+            .map(|i| KnownOp {
+                op: OpRecord { mark: OpMark { id: u128::MAX - u128::from(i), request: i }, deed: led(i) },
+                start: Lsn(i),
+                end: Lsn(i + 1),
+            })
+            .collect();
         state
     }
 

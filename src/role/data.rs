@@ -57,7 +57,7 @@ impl RoleMachine {
         self.drop_switch(out);
         self.drop_change(Refusal::LogFailed, out);
         let wish = self.wish.take().and_then(|wish| wish.op);
-        let queued = self.queued.take().map(|(op, _, _)| op);
+        let queued = self.queued.take().map(|queued| queued.op);
         for op in wish.into_iter().chain(queued) {
             out.push(Effect::Reply { op, result: Err(Refusal::LogFailed) });
         }

@@ -196,6 +196,42 @@ impl RoleMachine {
         }
     }
 
+    /// Orders `history` to disk, with which the own log agrees up to `fork`; it becomes the own one with
+    /// [`RoleMachine::rewritten`].
+    pub(super) fn rewrite_history(&mut self, history: History, fork: Lsn, out: &mut Vec<Effect>) -> u64 {
+        self.rewriting = Some((history, fork));
+        self.persist(out)
+    }
+
+    /// The new history is durable, and the log is about to match it.
+    pub(super) fn rewritten(&mut self) {
+        let (history, fork) = self.rewriting.take().expect("a history was being rewritten");
+        self.control.history = history;
+        self.cut_pending(fork);
+        self.cut_ops(fork);
+    }
+
+    /// Orders the log cut at `to`; the history that says so is durable.
+    pub(super) fn truncate(&mut self, to: Lsn, out: &mut Vec<Effect>) -> u64 {
+        assert!(self.cutting.is_none(), "one cut at a time: every procedure is fenced first");
+        let ticket = self.ticket();
+        self.cutting = Some(ticket);
+        out.push(Effect::Truncate { ticket, to });
+        ticket
+    }
+
+    pub(super) fn truncated(&mut self, log: &LogView, ticket: u64, out: &mut Vec<Effect>) {
+        self.cutting.take_if(|cutting| *cutting == ticket);
+        if self.cut_pending(log.end) | self.cut_ops(log.end) {
+            self.persist(out);
+        }
+        match &mut self.work {
+            Work::Adopt(adopt) => adopt.truncated(ticket),
+            Work::Recruit(recruit) => recruit.truncated(ticket),
+            Work::Promise(_) | Work::None => {}
+        }
+    }
+
     /// What this node is shown as when it does not lead.
     pub(super) fn waiting_role(&self) -> Role {
         if self.config.cascade { Role::CascadeStandby } else { Role::Standby }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::control::{ControlState, DataStatus};
+use super::done::{Deed, OpMark, OpRecord};
 use super::history::History;
 use super::machine::Traits;
 use super::message::RoleMessage;
@@ -32,8 +33,9 @@ pub enum Input {
     FormatWanted { version: u16 },
     /// Call at least every [`super::machine::TICK`].
     Tick,
-    /// An operator, an agent or the start mode asks. Answered by exactly one [`Effect::Reply`] with the same `op`.
-    Command { op: u64, command: Command },
+    /// An operator, an agent or the start mode asks. Answered by exactly one [`Effect::Reply`] with the same `op`. A
+    /// change with a `mark` that was made before under that mark, here or elsewhere, is answered and not made again.
+    Command { op: u64, mark: Option<OpMark>, command: Command },
     /// A message of an authenticated peer of this cluster.
     Peer { from: NodeId, incarnation: Incarnation, message: RoleMessage },
     /// A connection to a peer finished its handshake.
@@ -59,6 +61,8 @@ pub enum Input {
     /// A frame with a policy record was appended to this log as a standby, or met during recovery. Until the machine
     /// has it durable, [`super::RoleMachine::ack_limit`] holds acks below `end`.
     PolicyAppended { generation: Generation, start: Lsn, end: Lsn },
+    /// A frame of this log carries an op: as [`Input::PolicyAppended`], but no ack waits for it.
+    OpAppended { op: OpRecord, start: Lsn, end: Lsn },
     /// The leader of the followed session was heard (heartbeat or frame). `end` is its end of log as last told.
     /// Also report it, at most every few ms, while the stream is busy.
     Heartbeat { leader: NodeId, term: Term, end: Lsn },
@@ -135,6 +139,8 @@ pub struct TermStart {
     pub previous_end: Lsn,
     /// Encoded [`Generation`] for a policy record behind the term-start record, in the same frame.
     pub policy: Option<Vec<u8>>,
+    /// Encoded [`OpRecord`] for an op record behind those, in the same frame.
+    pub op: Option<Vec<u8>>,
 }
 
 /// An order to the node. Orders of one call are carried out one after the other, in this order.
@@ -169,9 +175,9 @@ pub enum Effect {
     HoldWrites { ticket: u64, reason: &'static str },
     /// Run the held commands and take new ones.
     ResumeWrites,
-    /// Seal a frame with this policy record, after everything accepted so far, then [`Input::PolicyRecorded`] before
-    /// the commit index moves again.
-    AppendPolicy { ticket: u64, generation: Vec<u8> },
+    /// Seal a frame with this policy record, and an op record ([`OpRecord`]) if there is one, after everything accepted
+    /// so far, then [`Input::PolicyRecorded`] before the commit index moves again.
+    AppendPolicy { ticket: u64, generation: Vec<u8>, op: Option<Vec<u8>> },
     /// Ask the control store, then [`Input::StoreAnswered`], or nothing when no answer comes. One process's questions
     /// are carried out in order. Ordered only when [`super::RoleConfig::store`] is set.
     Store { ticket: u64, request: StoreRequest },
@@ -248,6 +254,8 @@ pub enum Done {
     SwitchoverAborted { term: Term },
     /// The policy generation is committed and in force alone.
     PolicyChanged { generation: u64, evidence: Evidence },
+    /// It was done before, under the same op id, perhaps by another node. `start`: where it stands in the log.
+    Before { deed: Deed, start: Lsn },
 }
 
 /// Why a command was not done. Every variant says what to do.
@@ -300,6 +308,8 @@ pub enum Refusal {
     StoreSilent { stage: &'static str },
     /// What the control store holds cannot be used.
     StoreUnusable { reason: &'static str },
+    /// The op id names another request already: choose a new one.
+    OpReused,
 }
 
 /// Why a node cannot take over in a switchover.
@@ -423,6 +433,7 @@ impl std::fmt::Display for Refusal {
             Refusal::StoreUnusable { reason } => {
                 write!(f, "the control store cannot be used: {reason}; look at its folder")
             }
+            Refusal::OpReused => f.write_str("this op id was used for another request: choose a new one"),
         }
     }
 }

@@ -61,7 +61,15 @@ impl RoleMachine {
     pub(super) fn wish_own(&mut self, now: Mono, own: Term, leases: u32) {
         let jitter = self.config.lease.mul_f64(self.rng.below(1000) as f64 / 4000.0);
         let next = now + self.config.lease * leases + jitter;
-        self.wish = Some(Wish { op: None, own: Some(own), give_up: now, next, alone: false, force: false });
+        self.wish = Some(Wish {
+            op: None,
+            own: Some(own),
+            mark: None,
+            give_up: now,
+            next,
+            alone: false,
+            force: false,
+        });
     }
 
     /// Serves once the term-start frame is committed (`protocol` 3.5).

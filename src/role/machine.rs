@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::candidate::{Recruit, Stage};
 use super::change::Change;
 use super::control::{ControlState, DataStatus};
+use super::done::{KnownOp, OpMark};
 use super::follow::Adopt;
 use super::history::History;
 use super::input::{Command, Done, Effect, Evidence, Input, LogView, Refusal};
@@ -136,11 +137,21 @@ pub(super) struct Wish {
     /// Nobody asked: this node led this term last (or was being handed the work of it), and its process started anew.
     /// It asks as long as nobody knows of a later term.
     pub own: Option<Term>,
+    pub mark: Option<OpMark>,
     /// When `op` is answered at the latest.
     pub give_up: Mono,
     pub next: Mono,
     pub alone: bool,
     pub force: bool,
+}
+
+/// A command that waits.
+#[derive(Clone, Debug)]
+pub(super) struct Queued {
+    pub op: u64,
+    pub mark: Option<OpMark>,
+    pub command: Command,
+    pub until: Mono,
 }
 
 /// One node's role. See the room's description.
@@ -152,6 +163,8 @@ pub struct RoleMachine {
     pub(super) rng: Prng,
     /// The newest control image known to be durable.
     pub(super) durable: u64,
+    /// The control file does not hold the newest op of the log yet.
+    pub(super) ops_unsaved: bool,
     /// The image that first held all pending generations.
     pub(super) pending_image: u64,
     /// Where the first pending generation starts that may not be durable in the control file yet.
@@ -173,7 +186,7 @@ pub struct RoleMachine {
     /// A change of policy under way.
     pub(super) change: Option<Box<Change>>,
     /// A policy record that was ordered and not yet reported.
-    pub(super) recording: Option<(u64, Generation)>,
+    pub(super) recording: Option<(u64, Generation, Option<OpMark>)>,
     pub(super) store: StoreSeen,
     /// When this leader last heard from each voter.
     pub(super) voter_heard: BTreeMap<NodeId, Mono>,
@@ -186,7 +199,7 @@ pub struct RoleMachine {
     /// `HoldWrites` was given and nothing has ended it yet.
     pub(super) writes_held: bool,
     /// One command that waits for a promise or a change of leader to end.
-    pub(super) queued: Option<(u64, Command, Mono)>,
+    pub(super) queued: Option<Queued>,
     pub(super) grants: Grants,
     pub(super) lease: LeaderLease,
     pub(super) lives: BTreeMap<NodeId, Incarnation>,
@@ -194,8 +207,8 @@ pub struct RoleMachine {
     pub(super) gone: BTreeSet<NodeId>,
     /// Highest term number met anywhere: a new term goes above it.
     pub(super) highest: u64,
-    /// A term-start frame that was ordered and not yet reported, with the generation it carries.
-    pub(super) appending: Option<(Term, Option<Generation>)>,
+    /// A term-start frame that was ordered and not yet reported, with the generation and the op that it carries.
+    pub(super) appending: Option<(Term, Option<Generation>, Option<OpMark>)>,
     /// The history that is on its way to disk, before the log is cut or continued to match it. Until then
     /// `control.history` goes on describing the log as it is.
     pub(super) rewriting: Option<(History, Lsn)>,
@@ -232,6 +245,7 @@ impl RoleMachine {
         RoleMachine {
             rng: Prng::new(config.seed),
             durable: control.generation,
+            ops_unsaved: false,
             pending_image: 0,
             pending_from: Lsn::MAX,
             refused_from: None,
@@ -290,6 +304,7 @@ impl RoleMachine {
         self.dispatch(now, log, input, out);
         self.settle_policy(log, out);
         self.settle_operation(log, out);
+        self.settle_ops(log, out);
         while self.advance(now, log, out) {}
     }
 
@@ -298,6 +313,7 @@ impl RoleMachine {
         self.control.starts += 1;
         // The record of a generation that never reached this log is no generation.
         self.control.pending.retain(|pending| pending.end <= log.end);
+        self.cut_ops(log.end);
         self.persist(out);
         self.wish_again(now, log);
         if planted(Bug::ResumeOwnTermAfterRestart) {
@@ -308,7 +324,7 @@ impl RoleMachine {
     fn dispatch(&mut self, now: Mono, log: &LogView, input: Input, out: &mut Vec<Effect>) {
         match input {
             Input::Tick => self.tick(now, out),
-            Input::Command { op, command } => self.command(now, log, op, command, out),
+            Input::Command { op, mark, command } => self.command(now, log, (op, mark), command, out),
             Input::Peer { from, incarnation, message } => {
                 self.lives.insert(from, incarnation);
                 self.message(now, log, from, incarnation, message, out);
@@ -343,6 +359,7 @@ impl RoleMachine {
             Input::PolicyAppended { generation, start, end } => {
                 self.policy_appended(PendingGeneration { generation, start, end }, out);
             }
+            Input::OpAppended { op, start, end } => self.op_appended(KnownOp { op, start, end }),
             Input::Heartbeat { leader, term, end } => self.heard(now, log, leader, term, end, out),
             Input::Granted { from, incarnation, term, sent } => {
                 if self.leading() == Some(term) {
@@ -359,6 +376,7 @@ impl RoleMachine {
                 if let Some(policy) = policy {
                     self.control.policy = policy;
                     self.control.pending.clear();
+                    self.control.ops.clear();
                     self.refused_from = None;
                 }
                 self.persist(out);
@@ -442,17 +460,17 @@ impl RoleMachine {
             RoleMessage::LeaseRelease(Release { leader, term, upto }) => {
                 self.grants.release(leader, term, upto);
             }
-            RoleMessage::SwitchoverAsk { ask, term, to, dry_run, timeout_ms } => {
+            RoleMessage::SwitchoverAsk { ask, term, to, dry_run, timeout_ms, mark } => {
                 let timeout = Duration::from_millis(timeout_ms);
-                self.switchover_asked(now, (from, ask), term, (to, dry_run, timeout), out);
+                self.switchover_asked(now, log, (from, ask, mark), term, (to, dry_run, timeout), out);
             }
             RoleMessage::SwitchoverAnswer { ask, outcome } => {
                 self.switchover_answered(from, ask, outcome, out);
             }
             RoleMessage::Prepare { attempt, term, end } => self.prepare_asked(from, attempt, term, end),
             RoleMessage::Prepared { attempt } => self.prepared(from, attempt),
-            RoleMessage::Handover { attempt, end, release } => {
-                self.handed_over(now, log, from, attempt, end, release, out);
+            RoleMessage::Handover { attempt, end, release, mark } => {
+                self.handed_over(now, log, from, (attempt, mark), end, release, out);
             }
             RoleMessage::HandoverFailed { attempt, text } => {
                 self.handover_failed(now, from, attempt, text, out);
@@ -461,7 +479,18 @@ impl RoleMachine {
         }
     }
 
-    fn command(&mut self, now: Mono, log: &LogView, op: u64, command: Command, out: &mut Vec<Effect>) {
+    fn command(
+        &mut self,
+        now: Mono,
+        log: &LogView,
+        (op, mark): (u64, Option<OpMark>),
+        command: Command,
+        out: &mut Vec<Effect>,
+    ) {
+        if let Some(result) = self.asked_before(log, mark) {
+            out.push(Effect::Reply { op, result });
+            return;
+        }
         if command == Command::RequestStandby {
             let given_up = self.wish.take().and_then(|wish| wish.op);
             let ends = given_up.map(|op| (op, Err(Refusal::Superseded { term: self.control.promised })));
@@ -475,10 +504,10 @@ impl RoleMachine {
             return;
         }
         if let Command::Switchover { to, dry_run, timeout } = command {
-            return self.switchover(now, op, to, dry_run, timeout, out);
+            return self.switchover(now, (op, mark), to, dry_run, timeout, out);
         }
         if let Command::ChangePolicy(wanted) = command {
-            return self.change_policy(now, op, wanted, out);
+            return self.change_policy(now, (op, mark), wanted, out);
         }
         if command == Command::AbortSwitchover {
             return self.abort_asked(op, out);
@@ -500,16 +529,16 @@ impl RoleMachine {
         } else if busy || matches!(self.phase, Phase::Leading(_)) {
             out.push(Effect::Reply { op, result: Err(Refusal::Busy) });
         } else if let Command::RequestPrimary { alone, force } = command {
-            self.wish =
-                Some(Wish { op: Some(op), own: None, give_up: now + COMMAND_MAX, next: now, alone, force });
+            let (give_up, next) = (now + COMMAND_MAX, now);
+            self.wish = Some(Wish { op: Some(op), own: None, mark, give_up, next, alone, force });
         } else if matches!(&self.work, Work::None)
             || matches!(&self.work, Work::Recruit(recruit) if recruit.gives_way())
         {
             self.work = Work::None;
             self.grants.open();
-            self.begin_failover(now, log, op, command, out);
+            self.begin_failover(now, log, (op, mark), command, out);
         } else {
-            self.queued = Some((op, command, now + COMMAND_MAX));
+            self.queued = Some(Queued { op, mark, command, until: now + COMMAND_MAX });
         }
     }
 
@@ -528,9 +557,9 @@ impl RoleMachine {
                 if self.stalled {
                     return false;
                 }
-                if let Some((op, command, until)) = self.queued.take() {
+                if let Some(Queued { op, mark, command, until }) = self.queued.take() {
                     if now < until {
-                        self.command(now, log, op, command, out);
+                        self.command(now, log, (op, mark), command, out);
                     } else {
                         let stage = "an earlier change of leader to end";
                         out.push(Effect::Reply { op, result: Err(Refusal::Timeout { stage }) });
@@ -587,29 +616,17 @@ impl RoleMachine {
     /// Orders the control state to disk under a new image number.
     pub(super) fn persist(&mut self, out: &mut Vec<Effect>) -> u64 {
         self.control.generation += 1;
+        self.ops_unsaved = false;
         let mut state = Box::new(self.control.clone());
         if let Some((history, fork)) = &self.rewriting {
             state.history = history.clone();
             // What the new history cuts off takes its pending generations with it, in the same image: after a crash
             // nothing else may stand at their place and be taken for them.
             state.pending.retain(|pending| pending.end <= *fork);
+            state.ops.retain(|known| known.end <= *fork);
         }
         out.push(Effect::Persist { state });
         self.control.generation
-    }
-
-    /// Orders `history` to disk, with which the own log agrees up to `fork`; it becomes the own one with
-    /// [`RoleMachine::rewritten`].
-    pub(super) fn rewrite_history(&mut self, history: History, fork: Lsn, out: &mut Vec<Effect>) -> u64 {
-        self.rewriting = Some((history, fork));
-        self.persist(out)
-    }
-
-    /// The new history is durable, and the log is about to match it.
-    pub(super) fn rewritten(&mut self) {
-        let (history, fork) = self.rewriting.take().expect("a history was being rewritten");
-        self.control.history = history;
-        self.cut_pending(fork);
     }
 
     pub(super) fn ticket(&mut self) -> u64 {
@@ -654,27 +671,6 @@ impl RoleMachine {
         };
         if let Some(fence) = fence.filter(|fence| fence.ticket == ticket) {
             fence.drained = true;
-        }
-    }
-
-    /// Orders the log cut at `to`; the history that says so is durable.
-    pub(super) fn truncate(&mut self, to: Lsn, out: &mut Vec<Effect>) -> u64 {
-        assert!(self.cutting.is_none(), "one cut at a time: every procedure is fenced first");
-        let ticket = self.ticket();
-        self.cutting = Some(ticket);
-        out.push(Effect::Truncate { ticket, to });
-        ticket
-    }
-
-    fn truncated(&mut self, log: &LogView, ticket: u64, out: &mut Vec<Effect>) {
-        self.cutting.take_if(|cutting| *cutting == ticket);
-        if self.cut_pending(log.end) {
-            self.persist(out);
-        }
-        match &mut self.work {
-            Work::Adopt(adopt) => adopt.truncated(ticket),
-            Work::Recruit(recruit) => recruit.truncated(ticket),
-            Work::Promise(_) | Work::None => {}
         }
     }
 

@@ -144,7 +144,7 @@ impl Bench {
 
     /// Through a dry round and promises of `voters` to a led term.
     fn lead(&mut self, voters: &[u16]) -> Term {
-        self.give(Input::Command { op: 1, command: FAILOVER });
+        self.give(Input::Command { op: 1, mark: None, command: FAILOVER });
         self.answer_dry(voters, None);
         self.wait(700);
         self.settle();
@@ -417,7 +417,7 @@ fn a_failover_serves_only_when_its_first_frame_commits() {
 fn a_dry_run_binds_nobody() {
     let mut bench = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
     let command = Command::Failover { dry_run: true, alone: false, force: false };
-    bench.give(Input::Command { op: 4, command });
+    bench.give(Input::Command { op: 4, mark: None, command });
     bench.answer_dry(&[2, 3], None);
     let out = bench.out.clone();
     assert!(matches!(&out[..], [Effect::Reply { op: 4, result: Ok(Done::Would { .. }) }]), "{out:?}");
@@ -428,14 +428,14 @@ fn a_dry_run_binds_nobody() {
 fn a_living_primary_is_left_alone_and_yields_only_to_force() {
     let seen = Some(LeaderSeen { node: NodeId(2), term: term(1), heard_ms: 0 });
     let mut bench = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
-    bench.give(Input::Command { op: 4, command: FAILOVER });
+    bench.give(Input::Command { op: 4, mark: None, command: FAILOVER });
     bench.answer_dry(&[2, 3], seen);
     let alive = Refusal::PrimaryAlive { node: NodeId(2), term: term(1) };
     assert!(matches!(bench.replies()[..], [Effect::Reply { op: 4, result: Err(why) }] if *why == alive));
 
     let mut forced = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
     let command = Command::Failover { dry_run: false, alone: false, force: true };
-    forced.give(Input::Command { op: 4, command });
+    forced.give(Input::Command { op: 4, mark: None, command });
     forced.answer_dry(&[2, 3], seen);
     assert!(forced.replies().is_empty());
     let asked = |e: &Effect| matches!(e, Effect::Send { to: NodeId(2), message: RoleMessage::Yield { .. } });
@@ -447,7 +447,7 @@ fn a_living_primary_is_left_alone_and_yields_only_to_force() {
 fn wiped_and_building_voters_do_not_count() {
     for wiped in [true, false] {
         let mut bench = Bench::new(generation(&[1, 2, 3], 1), &[2, 3]);
-        let out = bench.give(Input::Command { op: 4, command: FAILOVER });
+        let out = bench.give(Input::Command { op: 4, mark: None, command: FAILOVER });
         let attempt = out.iter().find_map(|e| match e {
             Effect::Send { message: RoleMessage::Dry { attempt }, .. } => Some(*attempt),
             _ => None,
@@ -474,7 +474,7 @@ fn alone_is_refused_when_not_needed_and_when_it_could_lose_unless_forced() {
     let alone = |force| Command::Failover { dry_run: true, alone: true, force };
     let ask = |voters: &[u16], peers: &[u16], answering: &[u16], force: bool| {
         let mut bench = Bench::new(generation(voters, 1), peers);
-        bench.give(Input::Command { op: 4, command: alone(force) });
+        bench.give(Input::Command { op: 4, mark: None, command: alone(force) });
         bench.answer_dry(answering, None);
         if bench.replies().is_empty() {
             bench.wait(700);
@@ -544,7 +544,7 @@ fn a_failed_log_latches() {
     let effects = bench.give(Input::LogFailed);
     assert!(effects.contains(&Effect::StopAcks) && matches!(effects.last(), Some(Effect::Latch { .. })));
     assert!(bench.from(3, promise(5)).is_empty());
-    let refused = bench.give(Input::Command { op: 9, command: FAILOVER });
+    let refused = bench.give(Input::Command { op: 9, mark: None, command: FAILOVER });
     assert_eq!(refused, [Effect::Reply { op: 9, result: Err(Refusal::LogFailed) }]);
     assert_eq!(bench.machine.state(), State::NeedRepair(Repair::Io));
 }
@@ -555,7 +555,7 @@ fn a_node_that_builds_neither_leads_nor_counts() {
     let status = DataStatus::Building;
     bench.give(Input::DataChanged { status, incarnation: life(1), history: None, policy: None });
     assert_eq!(bench.machine.state(), State::Building);
-    bench.give(Input::Command { op: 4, command: FAILOVER });
+    bench.give(Input::Command { op: 4, mark: None, command: FAILOVER });
     bench.answer_dry(&[2, 3], None);
     assert!(matches!(
         bench.replies()[..],
@@ -572,7 +572,7 @@ fn a_candidate_waits_for_its_own_grant_before_it_promises_itself() {
     bench.follow(2, 2, &[(1, 0), (2, 100)]);
     assert!(bench.machine.grant(bench.now, NodeId(2), term(2), bench.now));
     let command = Command::Failover { dry_run: false, alone: false, force: true };
-    bench.give(Input::Command { op: 4, command });
+    bench.give(Input::Command { op: 4, mark: None, command });
     bench.answer_dry(&[2, 3], None);
     let attempt = bench.out.iter().find_map(|e| match e {
         Effect::Send { to: NodeId(2), message: RoleMessage::Yield { attempt } } => Some(*attempt),
@@ -664,7 +664,7 @@ fn a_sick_node_votes_and_acknowledges_but_does_not_lead() {
             && bench.machine.may_ack(NodeId(2), term(2))
     );
     bench.wait(1_500);
-    bench.give(Input::Command { op: 4, command: FAILOVER });
+    bench.give(Input::Command { op: 4, mark: None, command: FAILOVER });
     bench.answer_dry(&[2, 3], None);
     assert!(matches!(
         bench.replies()[..],

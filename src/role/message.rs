@@ -1,6 +1,7 @@
 //! What role machines say to each other, and the bytes of it. Bounded, and no bytes panic.
 
 use super::codec::{Reader, Write};
+use super::done::{OpMark, put_maybe, read_maybe};
 use super::history::History;
 use super::policy::{Generation, PendingGeneration};
 use super::state::{Role, State};
@@ -133,6 +134,8 @@ pub enum RoleMessage {
         to: NodeId,
         dry_run: bool,
         timeout_ms: u64,
+        /// The op id under which it was asked for.
+        mark: Option<OpMark>,
     },
     SwitchoverAnswer {
         ask: u64,
@@ -152,6 +155,8 @@ pub enum RoleMessage {
         attempt: u64,
         end: Lsn,
         release: Release,
+        /// The op id under which the switchover was asked for: it goes into the frame that starts the term.
+        mark: Option<OpMark>,
     },
     /// The target does not take over; it did not start a term.
     HandoverFailed {
@@ -241,13 +246,14 @@ impl RoleMessage {
                 out.u8(FENCED);
                 out.term(*promised);
             }
-            RoleMessage::SwitchoverAsk { ask, term, to, dry_run, timeout_ms } => {
+            RoleMessage::SwitchoverAsk { ask, term, to, dry_run, timeout_ms, mark } => {
                 out.u8(SWITCHOVER_ASK);
                 out.u64(*ask);
                 out.term(*term);
                 out.node(*to);
                 out.flag(*dry_run);
                 out.u64(*timeout_ms);
+                put_maybe(out, mark.as_ref());
             }
             RoleMessage::SwitchoverAnswer { ask, outcome } => {
                 out.u8(SWITCHOVER_ANSWER);
@@ -264,11 +270,12 @@ impl RoleMessage {
                 out.u8(PREPARED);
                 out.u64(*attempt);
             }
-            RoleMessage::Handover { attempt, end, release } => {
+            RoleMessage::Handover { attempt, end, release, mark } => {
                 out.u8(HANDOVER);
                 out.u64(*attempt);
                 out.lsn(*end);
                 put_release(out, release);
+                put_maybe(out, mark.as_ref());
             }
             RoleMessage::HandoverFailed { attempt, text } => {
                 out.u8(HANDOVER_FAILED);
@@ -325,11 +332,17 @@ impl RoleMessage {
                 to: r.node()?,
                 dry_run: r.flag()?,
                 timeout_ms: r.u64()?,
+                mark: read_maybe(&mut r)?,
             },
             SWITCHOVER_ANSWER => RoleMessage::SwitchoverAnswer { ask: r.u64()?, outcome: outcome(&mut r)? },
             PREPARE => RoleMessage::Prepare { attempt: r.u64()?, term: r.term()?, end: r.lsn()? },
             PREPARED => RoleMessage::Prepared { attempt: r.u64()? },
-            HANDOVER => RoleMessage::Handover { attempt: r.u64()?, end: r.lsn()?, release: release(&mut r)? },
+            HANDOVER => RoleMessage::Handover {
+                attempt: r.u64()?,
+                end: r.lsn()?,
+                release: release(&mut r)?,
+                mark: read_maybe(&mut r)?,
+            },
             HANDOVER_FAILED => RoleMessage::HandoverFailed { attempt: r.u64()?, text: r.text()? },
             _ => return None,
         };
@@ -517,6 +530,7 @@ mod tests {
                 to: NodeId(3),
                 dry_run: true,
                 timeout_ms: 5000,
+                mark: None,
             },
             RoleMessage::SwitchoverAnswer {
                 ask: 1,
@@ -526,7 +540,8 @@ mod tests {
             RoleMessage::SwitchoverAnswer { ask: 1, outcome: Outcome::Refused { text: "no".into() } },
             RoleMessage::Prepare { attempt: 5, term: term(2), end },
             RoleMessage::Prepared { attempt: 5 },
-            RoleMessage::Handover { attempt: 5, end, release },
+            RoleMessage::Handover { attempt: 5, end, release, mark: None },
+            RoleMessage::Handover { attempt: 5, end, release, mark: Some(OpMark { id: 1, request: 2 }) },
             RoleMessage::HandoverFailed { attempt: 5, text: "busy".into() },
             RoleMessage::Fenced { promised: term(1) },
         ];

@@ -29,6 +29,7 @@ mod claim;
 mod codec;
 pub mod control;
 mod data;
+mod done;
 mod follow;
 pub mod history;
 pub mod input;
@@ -47,6 +48,7 @@ mod switch;
 mod voters;
 
 pub use control::{ControlCopy, ControlError, ControlState, DataStatus};
+pub use done::{Deed, KnownOp, OpMark, OpRecord};
 pub use history::History;
 pub use input::{
     Command, CommandResult, Done, Effect, Evidence, FastForwardFailure, Input, LogView, PolicyChange,

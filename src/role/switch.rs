@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::control::{DataStatus, Operation, Part};
+use super::done::{Deed, OpMark};
 use super::input::{CommandResult, Done, Effect, Evidence, LogView, Refusal, Unfit};
 use super::machine::{Phase, RoleMachine, Work};
 use super::message::{LeaderSeen, Outcome, Release, Report, RoleMessage};
@@ -42,6 +43,7 @@ enum Asker {
 #[derive(Clone, Debug)]
 pub(super) struct Switch {
     asker: Asker,
+    pub(super) mark: Option<OpMark>,
     dry_run: bool,
     /// As asked for, then as chosen.
     to: Option<NodeId>,
@@ -72,6 +74,7 @@ enum Stage {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Away {
     op: u64,
+    pub(super) mark: Option<OpMark>,
     ask: u64,
     leader: NodeId,
     term: Term,
@@ -129,7 +132,7 @@ impl RoleMachine {
     pub(super) fn switchover(
         &mut self,
         now: Mono,
-        op: u64,
+        (op, mark): (u64, Option<OpMark>),
         to: Option<NodeId>,
         dry_run: bool,
         timeout: Duration,
@@ -137,7 +140,7 @@ impl RoleMachine {
     ) {
         let timeout = timeout.clamp(TIMEOUT_MIN, TIMEOUT_MAX);
         if matches!(self.phase, Phase::Leading(_)) {
-            return self.begin_switch(now, Asker::Here { op }, to, dry_run, timeout, out);
+            return self.begin_switch(now, (Asker::Here { op }, mark), to, dry_run, timeout, out);
         }
         let refusal = match self.following() {
             _ if self.away.is_some() => Refusal::Busy,
@@ -145,9 +148,8 @@ impl RoleMachine {
             Some((leader, term)) => {
                 let to = to.unwrap_or(self.control.node);
                 let ask = self.rng.next_u64();
-                let until = now + timeout + OUTCOME_GRACE;
-                self.away =
-                    Some(Away { op, ask, leader, term, to, dry_run, timeout, until, again: now + AGAIN });
+                let (until, again) = (now + timeout + OUTCOME_GRACE, now + AGAIN);
+                self.away = Some(Away { op, mark, ask, leader, term, to, dry_run, timeout, until, again });
                 self.ask_primary(out);
                 return;
             }
@@ -156,16 +158,17 @@ impl RoleMachine {
     }
 
     fn ask_primary(&self, out: &mut Vec<Effect>) {
-        let Some(Away { ask, leader, term, to, dry_run, timeout, .. }) = self.away else { return };
+        let Some(Away { mark, ask, leader, term, to, dry_run, timeout, .. }) = self.away else { return };
         let timeout_ms = timeout.as_millis() as u64;
-        let message = RoleMessage::SwitchoverAsk { ask, term, to, dry_run, timeout_ms };
+        let message = RoleMessage::SwitchoverAsk { ask, term, to, dry_run, timeout_ms, mark };
         out.push(Effect::Send { to: leader, message });
     }
 
     pub(super) fn switchover_asked(
         &mut self,
         now: Mono,
-        (node, ask): (NodeId, u64),
+        log: &LogView,
+        (node, ask, mark): (NodeId, u64, Option<OpMark>),
         term: Term,
         (to, dry_run, timeout): (NodeId, bool, Duration),
         out: &mut Vec<Effect>,
@@ -180,8 +183,11 @@ impl RoleMachine {
         if self.leading() != Some(term) || self.switch.as_ref().is_some_and(|s| s.asker == asker) {
             return;
         }
+        if let Some(result) = self.asked_before(log, mark) {
+            return self.tell_asker(asker, result, out);
+        }
         let timeout = timeout.clamp(TIMEOUT_MIN, TIMEOUT_MAX);
-        self.begin_switch(now, asker, Some(to), dry_run, timeout, out);
+        self.begin_switch(now, (asker, mark), Some(to), dry_run, timeout, out);
     }
 
     pub(super) fn switchover_answered(
@@ -238,7 +244,7 @@ impl RoleMachine {
     fn begin_switch(
         &mut self,
         now: Mono,
-        asker: Asker,
+        (asker, mark): (Asker, Option<OpMark>),
         to: Option<NodeId>,
         dry_run: bool,
         timeout: Duration,
@@ -247,6 +253,7 @@ impl RoleMachine {
         let attempt = self.rng.next_u64();
         let switch = Box::new(Switch {
             asker,
+            mark,
             dry_run,
             to,
             deadline: now + timeout,
@@ -504,7 +511,8 @@ impl RoleMachine {
         let release = self.release_lease(now);
         self.to_all(RoleMessage::LeaseRelease(release), out);
         let to = s.to.expect("chosen");
-        out.push(Effect::Send { to, message: RoleMessage::Handover { attempt: s.attempt, end, release } });
+        let message = RoleMessage::Handover { attempt: s.attempt, end, release, mark: s.mark };
+        out.push(Effect::Send { to, message });
         self.show(Role::Primary, State::WaitPromoting, out);
         s.stage = Stage::Handed { end, release, again: now + AGAIN };
         Step::Moved
@@ -537,7 +545,7 @@ impl RoleMachine {
                 return Step::Over(Err(Refusal::Aborted { reason, term }));
             }
             if now >= again && now < s.deadline {
-                let message = RoleMessage::Handover { attempt: s.attempt, end, release };
+                let message = RoleMessage::Handover { attempt: s.attempt, end, release, mark: s.mark };
                 out.push(Effect::Send { to, message });
                 s.stage = Stage::Handed { end, release, again: now + AGAIN };
             }
@@ -668,11 +676,18 @@ impl RoleMachine {
     }
 
     fn close_switch(&mut self, switch: Box<Switch>, result: CommandResult, out: &mut Vec<Effect>) {
-        match switch.asker {
+        self.tell_asker(switch.asker, result, out);
+    }
+
+    fn tell_asker(&mut self, asker: Asker, result: CommandResult, out: &mut Vec<Effect>) {
+        match asker {
             Asker::Here { op } => out.push(Effect::Reply { op, result }),
             Asker::There { node, ask } => {
                 let outcome = match result {
-                    Ok(Done::SwitchedOver { leader, term, .. }) => Outcome::Done { leader, term },
+                    Ok(
+                        Done::SwitchedOver { leader, term, .. }
+                        | Done::Before { deed: Deed::Led { leader, term }, .. },
+                    ) => Outcome::Done { leader, term },
                     Ok(Done::Would { evidence }) => Outcome::Would { text: evidence.to_string() },
                     Ok(other) => Outcome::Would { text: format!("{other:?}") },
                     Err(refusal) => Outcome::Refused { text: refusal.to_string() },
@@ -711,7 +726,7 @@ impl RoleMachine {
         now: Mono,
         log: &LogView,
         from: NodeId,
-        attempt: u64,
+        (attempt, mark): (u64, Option<OpMark>),
         end: Lsn,
         release: Release,
         out: &mut Vec<Effect>,
@@ -749,7 +764,7 @@ impl RoleMachine {
         self.grants.release(from, release.term, release.upto);
         let operation = Operation { part: Part::TakingOver, peer: from, term: release.term };
         self.control.operation = Some(operation);
-        self.begin_takeover(now, log, (from, attempt), release, out);
+        self.begin_takeover(now, log, (from, attempt, mark), release, out);
     }
 }
 

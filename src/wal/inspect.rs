@@ -133,6 +133,7 @@ fn record_text(record: &Record<'_>) -> String {
             format!("term {term} starts, leader {leader}, after term {previous_term} at {previous_end}")
         }
         Record::Policy { generation } => format!("policy generation ({} bytes)", generation.len()),
+        Record::Op { op } => format!("op id ({} bytes)", op.len()),
     }
 }
 

@@ -12,7 +12,9 @@ use baton::replication::wire::{
     StreamStart, encode,
 };
 use baton::resp::write_request;
-use baton::role::{ControlState, DataStatus, Generation, History, RoleMessage, SyncPolicy};
+use baton::role::{
+    ControlState, DataStatus, Deed, Generation, History, OpMark, OpRecord, RoleMessage, SyncPolicy,
+};
 use baton::store::{Store, StoreConfig};
 use bytes::Bytes;
 
@@ -160,7 +162,7 @@ fn payload(count: u64) -> Vec<u8> {
     for n in 0..count {
         let (shard, mut key) = (ShardId(n as u16 % SHARDS), Vec::new());
         meta_key(format!("key:{n}").as_bytes(), &mut key);
-        match n % 6 {
+        match n % 7 {
             0 => writer.push(Record::Put { shard, key: &key, value: &value(), created: true }),
             1 => writer.push(Record::Delete { shard, key: &key }),
             2 => writer.push(Record::DeleteRange { shard, start: &key, end: b"\xff" }),
@@ -172,6 +174,7 @@ fn payload(count: u64) -> Vec<u8> {
                 previous_term: Term::NONE,
                 previous_end: Lsn::ZERO,
             }),
+            5 => writer.push(Record::Op { op: &op() }),
             _ => writer.push(Record::Policy { generation: &generation() }),
         }
         writer.end_transaction();
@@ -188,6 +191,13 @@ fn value() -> Vec<u8> {
 fn generation() -> Vec<u8> {
     let mut out = Vec::new();
     policy().encode(&mut out);
+    out
+}
+
+fn op() -> Vec<u8> {
+    let mut out = Vec::new();
+    let deed = Deed::Led { leader: NodeId(1), term: TERM };
+    OpRecord { mark: OpMark::new("an op", b"a request"), deed }.encode(&mut out);
     out
 }
 

@@ -15,7 +15,7 @@ use baton::replication::wire::{ENVELOPE_BYTES, FramesHead, Kind, Message, encode
 use baton::replication::{Chain, Decoder, Envelope, LogTip};
 use baton::resp::{Parse, ReplyLimits, ReplyParser, RequestLimits, RequestParser, decode, write_request};
 use baton::role::control::{CONTROL_BYTES, choose};
-use baton::role::{ControlState, Generation, History, RoleMessage};
+use baton::role::{ControlState, Generation, History, OpRecord, RoleMessage};
 use baton::store::{Store, StoreConfig};
 use baton::wal::{FrameScan, Geometry, LogReader, RecoverParams, inspect_segment, recover};
 use bytes::Bytes;
@@ -399,6 +399,11 @@ fn control(data: &[u8]) -> u64 {
         let mut out = Vec::new();
         generation.encode(&mut out);
         assert_eq!(Generation::decode(&out), Some(generation));
+    }
+    if let Some(op) = OpRecord::decode(data) {
+        let mut out = Vec::new();
+        op.encode(&mut out);
+        assert_eq!(OpRecord::decode(&out), Some(op));
     }
     let found = decoded.map(|state| {
         let shape = (state.history.entries().len(), !state.pending.is_empty(), state.cluster_name.len());

@@ -294,7 +294,12 @@ impl Cluster {
     /// Starts a request whose answer nobody in the run waits for.
     pub fn order(&mut self, node: u16, verb: Verb) -> Option<mpsc::Receiver<Response>> {
         self.next_op += 1;
-        let request = Request::new(format!("op-{}", self.next_op), verb);
+        self.order_as(node, &format!("op-{}", self.next_op), verb)
+    }
+
+    /// The same under an op id of the caller's.
+    pub fn order_as(&mut self, node: u16, op: &str, verb: Verb) -> Option<mpsc::Receiver<Response>> {
+        let request = Request::new(op, verb);
         let (sender, receiver) = mpsc::channel();
         let reply = Box::new(move |response| drop(sender.send(response)));
         let machine = &mut self.machines[usize::from(node) - 1];
@@ -323,6 +328,15 @@ impl Cluster {
     /// Asks a node and runs the world until it answers; `None` when it does not within `patience`.
     pub fn admin(&mut self, node: u16, verb: Verb, patience: Duration) -> Option<Response> {
         let receiver = self.order(node, verb)?;
+        self.await_answer(&receiver, patience)
+    }
+
+    /// Runs the world until an order is answered.
+    pub fn await_answer(
+        &mut self,
+        receiver: &mpsc::Receiver<Response>,
+        patience: Duration,
+    ) -> Option<Response> {
         let until = self.world.now() + patience;
         while self.world.now() < until {
             if let Ok(response) = receiver.try_recv() {

@@ -7,6 +7,7 @@ mod decay;
 mod history;
 mod logs;
 mod operator;
+mod ops;
 mod planted;
 mod run;
 mod seeds;

@@ -61,11 +61,23 @@ pub enum Weather {
     DamagedLog,
     /// Keys expire while clocks jump and primaries change.
     Expiry,
+    /// Copies are raised through a control store while a voter is cut off.
+    RaisedCopies,
+    /// The leader dies while the control store is slow, out, or keeps its answers.
+    StoreTrouble,
+    /// Links are cut, and not everybody reaches the control store.
+    StoreCut,
+    /// Each of three nodes would be enough alone, and none reaches another: the control store decides.
+    StoreDuel,
+    /// A leader loses its voters for so long that it goes on alone, and dies while they come back.
+    Degraded,
+    /// A candidate freezes with the control store's grant, a leader with its voters'; both wake up too late.
+    FrozenGrant,
 }
 
 impl Weather {
     /// Every weather that aims at something.
-    pub const DIRECTED: [Weather; 13] = [
+    pub const DIRECTED: [Weather; 14] = [
         Weather::Duels,
         Weather::Wipes,
         Weather::PowerCuts,
@@ -79,7 +91,22 @@ impl Weather {
         Weather::ForcedAlone,
         Weather::DamagedLog,
         Weather::Expiry,
+        Weather::RaisedCopies,
     ];
+
+    /// Weather for a cluster that decides through a control store; it aims at no rule that can be broken on purpose.
+    pub const DECIDED: [Weather; 5] = [
+        Weather::StoreTrouble,
+        Weather::StoreCut,
+        Weather::StoreDuel,
+        Weather::Degraded,
+        Weather::FrozenGrant,
+    ];
+
+    /// Means nothing without a control store.
+    pub fn stored(self) -> bool {
+        self == Weather::RaisedCopies || Weather::DECIDED.contains(&self)
+    }
 
     /// Follows a script, which is also its operator.
     fn scripted(self) -> bool {
@@ -106,6 +133,8 @@ pub struct Report {
     pub frames: u64,
     pub errors: BTreeMap<String, u64>,
     pub stats: Stats,
+    /// How often a script came to what it is for.
+    pub climaxes: u32,
 }
 
 pub struct Run {
@@ -120,7 +149,8 @@ pub struct Run {
     steps: std::vec::IntoIter<baton::io::sim::Step>,
     next_step: Option<baton::io::sim::Step>,
     calm_from: Mono,
-    scripted: bool,
+    /// The weather gives orders of its own.
+    directed: bool,
     /// When tails are looked at next, in the weather for it.
     tails_at: Mono,
     /// Where each process's log ended when it was looked at last, and how often that has moved.
@@ -166,7 +196,8 @@ fn tree_of(seed: u64, nodes: u16) -> Vec<(u16, u16)> {
 }
 
 impl Run {
-    pub fn new(seed: u64, weather: Weather) -> Run {
+    /// `stored`: through a control store, whatever the weather.
+    pub fn new(seed: u64, weather: Weather, stored: bool) -> Run {
         let mut rng = Prng::new(seed);
         let mut shape = Shape::of_seed(&mut rng);
         if weather != Weather::Swarm {
@@ -180,23 +211,23 @@ impl Run {
         if weather == Weather::TornTails {
             (shape.workers, shape.length) = (6, Duration::from_millis(rng.between(2_000, 5_000)));
         }
-        Run::shaped(seed, &shape, weather, rng)
+        Run::shaped(seed, &shape, (weather, stored || weather.stored()), rng)
     }
 
-    fn shaped(seed: u64, shape: &Shape, weather: Weather, mut rng: Prng) -> Run {
+    fn shaped(seed: u64, shape: &Shape, (weather, stored): (Weather, bool), mut rng: Prng) -> Run {
         let mut sim = SimConfig::default();
         // A start that waits on a stalled disk gives up soon and is tried again.
         sim.disk.stalled_now = Duration::from_millis(500);
         // Stalls last up to three seconds: some runs notice nearly all of them, others none.
         let patience = ["200ms", "700ms", "5s"][(seed % 3) as usize];
         // A share of the seeds decides through a control store that is slow, out, or keeps its answers now and then.
-        let stored = weather == Weather::Swarm && (seed / 3) % 3 == 1;
-        let store = if stored { STORED } else { "" };
+        let flaky = weather == Weather::Swarm && (seed / 3) % 3 == 1;
+        let store = if stored || flaky { STORED } else { "" };
         // Decay below the oldest checkpoint is not read at start: it breaks no promise, it only keeps others from catching up.
         let rare = if weather == Weather::DamagedLog { NO_CHECKPOINTS } else { "" };
         let lines = format!("{store}{rare}commit_timeout = \"2s\"\nstall_timeout = \"{patience}\"");
         let mut cluster = Cluster::with_tree(seed, shape.nodes, sim, &lines, &shape.tree);
-        cluster.store.flaky = stored;
+        cluster.store.flaky = flaky;
         let world = cluster.world.clone();
         let mut hosts = Vec::new();
         for h in 0..2 {
@@ -244,7 +275,7 @@ impl Run {
             logs,
             committed: vec![BTreeSet::new(); usize::from(shape.nodes)],
             ends: vec![None; usize::from(shape.nodes)],
-            scripted: weather.scripted(),
+            directed: weather != Weather::Swarm,
             tails_at: if weather == Weather::TornTails { Mono(0) } else { Mono(u64::MAX) },
             calm_from: Mono(0) + plan.calm_from,
             storm: Storm::new(weather, rng.fork()),
@@ -498,27 +529,28 @@ impl Run {
 
     /// Every key is read at the primary once more.
     fn final_reads(&mut self) -> Result<(), String> {
-        let mut reads = Vec::new();
-        // An order of a script may outlive it and change the primary once more.
-        for _ in 0..if self.scripted { 20 } else { 0 } {
-            if self.operator.serving(&mut self.cluster).is_some() {
-                break;
+        // An order of a script may outlive it and change the primary once more, even between two reads.
+        let (mut waits, mut attempts) = (if self.directed { 20 } else { 0 }, 5);
+        let reads = loop {
+            match self.operator.serving(&mut self.cluster) {
+                Some(node) => {
+                    let reads = self.read_all(node);
+                    if reads.len() == KEYS {
+                        break reads;
+                    }
+                    attempts -= 1;
+                }
+                None if waits > 0 => {
+                    waits -= 1;
+                    let until = self.cluster.world.now() + Duration::from_millis(100);
+                    self.go(until)?;
+                }
+                None => return Err(format!("nobody serves in calm weather:\n{}", self.rows())),
             }
-            let until = self.cluster.world.now() + Duration::from_millis(100);
-            self.go(until)?;
-        }
-        for attempt in 0..5 {
-            let Some(node) = self.operator.serving(&mut self.cluster) else {
-                return Err(format!("nobody serves in calm weather:\n{}", self.rows()));
-            };
-            reads = self.read_all(node);
-            if reads.len() == KEYS {
-                break;
-            }
-            if attempt == 4 {
+            if attempts == 0 {
                 return Err(format!("the primary does not answer in calm weather:\n{}", self.rows()));
             }
-        }
+        };
         let now = self.cluster.world.now().0;
         for (key, value) in reads.into_iter().enumerate() {
             let id = self.shared.history.call(usize::MAX, key, Kind::Get, now);
@@ -618,6 +650,7 @@ impl Run {
             frames: self.logs.checked,
             errors: self.shared.errors.clone(),
             stats: world.stats(),
+            climaxes: self.storm.climaxes,
         }
     }
 }

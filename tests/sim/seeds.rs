@@ -27,8 +27,17 @@ pub fn run_seed(seed: u64) -> Result<Report, Failure> {
 }
 
 pub fn run_with(seed: u64, weather: Weather, bug: Option<Bug>) -> Result<Report, Failure> {
+    run_shaped(seed, (weather, false), bug)
+}
+
+/// The same through a control store, whatever the weather.
+pub fn run_stored(seed: u64, weather: Weather) -> Result<Report, Failure> {
+    run_shaped(seed, (weather, true), None)
+}
+
+fn run_shaped(seed: u64, (weather, stored): (Weather, bool), bug: Option<Bug>) -> Result<Report, Failure> {
     let _planted = bug.map(plant);
-    let mut run = Run::new(seed, weather);
+    let mut run = Run::new(seed, weather, stored);
     let world = run.cluster.world.clone();
     let result = match catch_unwind(AssertUnwindSafe(|| run.judge())) {
         Ok(result) => result,

@@ -1,12 +1,13 @@
 //! The control store of the simulated cluster, and whole nodes that decide through it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use baton::admin::{Failover, Verb};
 use baton::base::{Mono, Prng};
 use baton::io::sim::{SimConfig, SimSeam};
 use baton::node::Node;
-use baton::role::{StoreAnswer, StoreRequest};
+use baton::role::{StoreAnswer, StoreRequest, StoredPolicy};
 
 use super::cluster::{Cluster, STORED};
 use super::wait_serving;
@@ -22,10 +23,16 @@ pub struct SimStore {
     pub out_until: Mono,
     /// Every question takes at least so many milliseconds.
     pub slow_ms: u64,
+    /// Until then it does what it is asked and keeps the answers to itself.
+    pub mute_until: Mono,
+    /// Nodes that do not reach it.
+    pub beyond: BTreeSet<u16>,
 }
 
 struct UnderWay {
     node: u16,
+    /// The process that asked is gone.
+    orphan: bool,
     ticket: u64,
     done_at: Mono,
     told_at: Mono,
@@ -43,13 +50,26 @@ impl SimStore {
             flaky: false,
             out_until: Mono(0),
             slow_ms: 0,
+            mute_until: Mono(0),
+            beyond: BTreeSet::new(),
         }
+    }
+
+    /// What stands in it.
+    pub fn policy(&self) -> Option<StoredPolicy> {
+        StoredPolicy::decode(self.value.as_deref()?)
+    }
+
+    /// No more trouble with it.
+    pub fn mend(&mut self) {
+        (self.slow_ms, self.out_until, self.mute_until) = (0, Mono(0), Mono(0));
+        self.beyond.clear();
     }
 
     /// The process is gone, and nobody hears the answers; what it asked for may still be done.
     pub fn forget(&mut self, node: u16) {
         for asked in self.under_way.iter_mut().filter(|asked| asked.node == node) {
-            asked.told_at = Mono(u64::MAX);
+            (asked.orphan, asked.told_at) = (true, Mono(u64::MAX));
         }
     }
 
@@ -62,18 +82,22 @@ impl SimStore {
     pub fn serve(&mut self, now: Mono, number: u16, node: &mut Node<SimSeam>) {
         while let Some((ticket, request)) = node.store_question() {
             let done_at = now + Duration::from_millis(self.slow_ms + self.rng.between(0, 20));
+            // A process asks one thing after the other.
+            let before = self.under_way.iter().filter(|asked| asked.node == number && !asked.orphan);
+            let done_at = before.map(|asked| asked.done_at).fold(done_at, Mono::max);
             let mut told_at = done_at + Duration::from_millis(self.rng.between(0, 10));
-            if self.flaky && self.rng.chance(0.02) {
+            if now < self.mute_until || (self.flaky && self.rng.chance(0.02)) {
                 told_at = Mono(u64::MAX);
             }
-            let request = Some(request);
-            self.under_way.push(UnderWay { node: number, ticket, done_at, told_at, request, answer: None });
+            let (request, answer, orphan) = (Some(request), None, false);
+            self.under_way.push(UnderWay { node: number, orphan, ticket, done_at, told_at, request, answer });
         }
         self.under_way.sort_by_key(|asked| asked.done_at);
         let mut under_way = std::mem::take(&mut self.under_way);
         for asked in under_way.iter_mut().filter(|asked| asked.done_at <= now) {
             if let Some(request) = asked.request.take() {
-                asked.answer = Some(self.carry_out(now, request));
+                let reached = !self.beyond.contains(&asked.node);
+                asked.answer = Some(if reached { self.carry_out(now, request) } else { StoreAnswer::Silent });
             }
         }
         under_way.retain(|asked| asked.answer.is_none() || asked.told_at != Mono(u64::MAX));

@@ -26,13 +26,15 @@ pub struct Storm {
     /// Strikes follow a script for now.
     plot: bool,
     scene: Scene,
+    /// How often a script came to what it is for.
+    pub climaxes: u32,
 }
 
 impl Storm {
     pub fn new(weather: Weather, mut rng: Prng) -> Storm {
         let at = if weather == Weather::Swarm { Mono(u64::MAX) } else { Mono(300_000_000) };
         let plot = weather == Weather::Wipes && rng.chance(0.8);
-        Storm { weather, rng, at, wiped: None, look: false, plot, scene: Scene::default() }
+        Storm { weather, rng, at, wiped: None, look: false, plot, scene: Scene::default(), climaxes: 0 }
     }
 
     fn node(&mut self, cluster: &Cluster) -> u16 {

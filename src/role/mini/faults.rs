@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Event, MS, World, fresh};
 use crate::base::{Incarnation, Lsn, NodeId};
+use crate::role::done::OpMark;
 use crate::role::input::{Command, Input, PolicyChange};
 use crate::role::machine::RoleMachine;
 use crate::role::policy::{Generation, SyncPolicy};
@@ -72,6 +73,9 @@ impl World {
 
     pub(super) fn fault(&mut self) {
         let node = self.rng.below(self.nodes.len() as u64) as usize;
+        if self.plan.retries && self.rng.chance(0.4) {
+            self.ask_again();
+        }
         match self.rng.below(100) {
             0..24 => {
                 self.crash(node);
@@ -122,7 +126,7 @@ impl World {
                 };
                 let node = self.rng.below(self.nodes.len() as u64) as usize;
                 if self.nodes[node].machine.is_some() {
-                    self.command(node, command.clone());
+                    self.ask(node, command.clone());
                 }
                 let rival = (node + 1) % self.nodes.len();
                 if self.plan.duels && self.nodes[rival].machine.is_some() {
@@ -156,7 +160,7 @@ impl World {
             force: self.rng.chance(0.1),
             dry_run: self.rng.chance(0.05),
         };
-        self.command(node, Command::ChangePolicy(wanted));
+        self.ask(node, Command::ChangePolicy(wanted));
         if self.rng.chance(0.4) {
             self.crash(node);
             let pause = self.rng.between(500, 3000);
@@ -173,7 +177,39 @@ impl World {
         }
         let node = (leader + 1 + self.rng.below(self.nodes.len() as u64 - 1) as usize) % self.nodes.len();
         if self.nodes[node].machine.is_some() {
-            self.command(node, Command::Failover { dry_run: false, alone: false, force: true });
+            self.ask(node, Command::Failover { dry_run: false, alone: false, force: true });
+        }
+    }
+
+    /// Asks, under an op id of its own where retries are allowed.
+    fn ask(&mut self, node: usize, command: Command) {
+        let dry = match &command {
+            Command::Failover { dry_run, .. } | Command::Switchover { dry_run, .. } => *dry_run,
+            Command::ChangePolicy(wanted) => wanted.dry_run,
+            _ => false,
+        };
+        if !self.plan.retries || dry {
+            self.command(node, command);
+            return;
+        }
+        let mark = OpMark { id: self.rng.next_u128(), request: 0 };
+        self.asked_for.push_back((mark, command.clone()));
+        if self.asked_for.len() > 4 {
+            self.asked_for.pop_front();
+        }
+        self.marked(node, Some(mark), command);
+        if self.rng.chance(0.3) {
+            self.ask_again();
+        }
+    }
+
+    /// Somebody lost an answer, or the patience.
+    fn ask_again(&mut self) {
+        let (node, which) = (self.rng.below(self.nodes.len() as u64) as usize, self.rng.below(4) as usize);
+        if let Some((mark, command)) = self.asked_for.get(which).cloned()
+            && self.nodes[node].machine.is_some()
+        {
+            self.marked(node, Some(mark), command);
         }
     }
 

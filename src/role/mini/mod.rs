@@ -3,6 +3,7 @@
 
 mod faults;
 mod net;
+mod ops;
 mod oracle;
 mod policies;
 mod store_stories;
@@ -15,7 +16,8 @@ use std::time::Duration;
 
 use crate::base::{ClusterId, CommittedLsn, FlushedLsn, Incarnation, Lsn, Mono, NodeId, Prng, Term};
 use crate::role::control::{self, ControlCopy, ControlState, DataStatus};
-use crate::role::input::{Command, CommandResult, Effect, Input, LogView, StoreAnswer, StoreRequest};
+use crate::role::done::{OpMark, OpRecord};
+use crate::role::input::{Command, CommandResult, Done, Effect, Input, LogView, StoreAnswer, StoreRequest};
 use crate::role::machine::{RoleConfig, RoleMachine, Traits};
 use crate::role::policy::{Generation, SyncPolicy};
 use crate::role::state::{Role, State};
@@ -35,6 +37,8 @@ struct Entry {
     commit: Lsn,
     /// The generation recorded here, and where its frame starts.
     policy: Option<(Generation, Lsn)>,
+    /// The op recorded here.
+    op: Option<Vec<u8>>,
 }
 
 #[derive(Clone, Debug)]
@@ -166,6 +170,8 @@ struct Plan {
     pub changes: bool,
     /// A control store grants promotions and changes of the policy; primaries degrade through it.
     pub store: bool,
+    /// Whoever asks for something may ask again, under the same op id and wherever it likes.
+    pub retries: bool,
     pub fault_ms: u64,
 }
 
@@ -183,6 +189,12 @@ struct World {
     calm: bool,
     next_payload: u64,
     next_op: u64,
+    /// What was asked for under an op id lately.
+    asked_for: VecDeque<(OpMark, Command)>,
+    /// The op ids of commands, by their numbers.
+    marks: BTreeMap<u64, OpMark>,
+    /// Ops that were committed.
+    deeds: BTreeSet<u128>,
     wiped: bool,
     pub traits: BTreeMap<NodeId, Traits>,
     /// Writes whose clients were told that the outcome is unknown.
@@ -254,6 +266,9 @@ impl World {
             calm: true,
             next_payload: 0,
             next_op: 0,
+            asked_for: VecDeque::new(),
+            marks: BTreeMap::new(),
+            deeds: BTreeSet::new(),
             wiped: false,
             traits: BTreeMap::new(),
             in_doubt: 0,
@@ -490,6 +505,10 @@ impl World {
                 if self.asked.remove(&op).is_none() {
                     self.fail(format!("command {op} is answered twice: {result:?}"));
                 }
+                let before = matches!(&result, Ok(Done::Before { .. }));
+                if before && !self.marks.get(&op).is_some_and(|mark| self.deeds.contains(&mark.id)) {
+                    self.fail(format!("command {op} is told done and is not committed: {result:?}"));
+                }
                 self.replies.push((op, result));
             }
             Effect::Changed { role, state } => {
@@ -502,8 +521,8 @@ impl World {
                 return Some(Input::WritesHeld { ticket });
             }
             Effect::ResumeWrites => self.nodes[node].held = false,
-            Effect::AppendPolicy { ticket, generation } => {
-                return Some(self.append_policy(node, ticket, &generation));
+            Effect::AppendPolicy { ticket, generation, op } => {
+                return Some(self.append_policy(node, ticket, &generation, op));
             }
             Effect::Store { ticket, request } => self.soon(Event::Store { node, run, ticket, request }),
         }
@@ -514,25 +533,25 @@ impl World {
         let first = self.nodes[node].log.len();
         // A segment border in the way: a filler frame of the new term comes first.
         if self.rng.chance(0.3) {
-            self.append(node, start.term, None);
+            self.append(node, start.term, (None, None));
         }
         let frame = self.nodes[node].log.len();
         let policy = start.policy.map(|bytes| {
             let generation = Generation::decode(&bytes).expect("the machine encodes sound generations");
             (generation, Lsn(frame as u64))
         });
-        self.append(node, start.term, policy);
+        self.append(node, start.term, (policy, start.op));
         let end = Lsn(self.nodes[node].log.len() as u64);
         assert_eq!(start.previous_end, Lsn(first as u64));
         Input::TermAppended { start: Lsn(first as u64), end }
     }
 
-    fn append_policy(&mut self, node: usize, ticket: u64, bytes: &[u8]) -> Input {
+    fn append_policy(&mut self, node: usize, ticket: u64, bytes: &[u8], op: Option<Vec<u8>>) -> Input {
         let machine = self.nodes[node].machine.as_ref().expect("it is up");
         let term = machine.leading().expect("only a leader appends a policy");
         let generation = Generation::decode(bytes).expect("the machine encodes sound generations");
         let start = Lsn(self.nodes[node].log.len() as u64);
-        self.append(node, term, Some((generation, start)));
+        self.append(node, term, (Some((generation, start)), op));
         Input::PolicyRecorded { ticket, start, end: Lsn(start.0 + 1) }
     }
 
@@ -565,10 +584,15 @@ impl World {
         self.store.1.as_deref().map(|bytes| StoredPolicy::decode(bytes).expect("only machines write there"))
     }
 
-    fn append(&mut self, node: usize, term: Term, policy: Option<(Generation, Lsn)>) {
+    fn append(
+        &mut self,
+        node: usize,
+        term: Term,
+        (policy, op): (Option<(Generation, Lsn)>, Option<Vec<u8>>),
+    ) {
         self.next_payload += 1;
         let commit = self.nodes[node].committed;
-        self.take(node, Entry { term, payload: self.next_payload, commit, policy });
+        self.take(node, Entry { term, payload: self.next_payload, commit, policy, op });
         let (run, upto) = (self.nodes[node].run, self.nodes[node].log.len());
         self.soon(Event::Flush { node, run, upto });
     }
@@ -610,7 +634,7 @@ impl World {
         let n = &self.nodes[node];
         let Some(term) = leading.filter(|_| n.serving && !n.stopped && !n.held) else { return };
         if self.nodes[node].waiting.len() < 8 {
-            self.append(node, term, None);
+            self.append(node, term, (None, None));
             let end = self.nodes[node].log.len();
             self.nodes[node].waiting.push(end);
             (0..self.nodes.len()).filter(|peer| *peer != node).for_each(|peer| self.stream(node, peer));
@@ -618,10 +642,16 @@ impl World {
     }
 
     fn command(&mut self, node: usize, command: Command) -> u64 {
+        self.marked(node, None, command)
+    }
+
+    /// A command under an op id.
+    fn marked(&mut self, node: usize, mark: Option<OpMark>, command: Command) -> u64 {
         self.next_op += 1;
         let op = self.next_op;
         self.asked.insert(op, (node, self.nodes[node].run, self.now));
-        self.input(node, Input::Command { op, command });
+        self.marks.extend(mark.map(|mark| (op, mark)));
+        self.input(node, Input::Command { op, mark, command });
         op
     }
 
@@ -659,20 +689,34 @@ impl World {
         n.machine = Some(machine);
         (n.stopped, n.serving, n.held, n.led, n.session) = (false, false, false, None, None);
         let run = n.run;
-        let records: Vec<_> = n
-            .log
-            .iter()
-            .enumerate()
-            .filter_map(|(i, e)| e.policy.clone().map(|(g, start)| (g, start, Lsn(i as u64 + 1))))
-            .collect();
-        for (generation, start, end) in records {
-            self.input(node, Input::PolicyAppended { generation, start, end });
+        let at = |i: usize| (Lsn(i as u64), Lsn(i as u64 + 1));
+        let records: Vec<_> =
+            n.log.iter().enumerate().map(|(i, e)| (at(i), e.policy.clone(), e.op.clone())).collect();
+        for (place, policy, op) in records {
+            self.noted(node, place, policy, op);
         }
         self.at(0, Event::Tick { node, run });
         self.at(0, Event::Heartbeat { node, run });
         for peer in (0..self.nodes.len()).filter(|peer| *peer != node) {
             self.soon(Event::PeerUp { node, peer });
             self.soon(Event::PeerUp { node: peer, peer: node });
+        }
+    }
+
+    /// A record of this log that its machine hears of at once.
+    fn noted(
+        &mut self,
+        node: usize,
+        (start, end): (Lsn, Lsn),
+        policy: Option<(Generation, Lsn)>,
+        op: Option<Vec<u8>>,
+    ) {
+        if let Some((generation, start)) = policy {
+            self.input(node, Input::PolicyAppended { generation, start, end });
+        }
+        if let Some(op) = op {
+            let op = OpRecord::decode(&op).expect("the machine encodes ops");
+            self.input(node, Input::OpAppended { op, start, end });
         }
     }
 

@@ -89,12 +89,10 @@ impl World {
             if !machine.accepts_frame(entry.term, at) {
                 return;
             }
-            let policy = entry.policy.clone();
+            let (policy, op) = (entry.policy.clone(), entry.op.clone());
             self.take(node, entry);
-            if let Some((generation, start)) = policy {
-                let end = Lsn(self.nodes[node].log.len() as u64);
-                self.input(node, Input::PolicyAppended { generation, start, end });
-            }
+            let end = Lsn(self.nodes[node].log.len() as u64);
+            self.noted(node, (at, end), policy, op);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::World;
 use crate::base::Term;
+use crate::role::done::OpRecord;
 
 impl World {
     /// Replies leave.
@@ -43,6 +44,11 @@ impl World {
                 None => {
                     self.committed.push(own);
                     self.committed_in.push(within.unwrap_or(own.0).max(own.0));
+                    let op = self.nodes[node].log[at].op.as_deref().and_then(OpRecord::decode);
+                    if let Some(op) = op.filter(|op| !self.deeds.insert(op.mark.id)) {
+                        self.fail(format!("an op is carried out twice: {op:?}"));
+                        return;
+                    }
                 }
             }
         }

@@ -14,6 +14,7 @@ fn started(seed: u64, nodes: u16, store: bool) -> World {
         late: false,
         changes: true,
         store,
+        retries: false,
         fault_ms: 1000,
     };
     let mut world = World::new(seed, plan);

@@ -15,6 +15,7 @@ fn started(seed: u64, nodes: u16) -> World {
         changes: false,
         store: true,
         late: false,
+        retries: false,
         fault_ms: 1000,
     };
     let mut world = World::new(seed, plan);

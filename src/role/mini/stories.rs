@@ -19,6 +19,7 @@ fn world(nodes: u16) -> World {
             late: false,
             changes: false,
             store: false,
+            retries: false,
             fault_ms: 1000,
         },
     )

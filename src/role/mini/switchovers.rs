@@ -18,6 +18,7 @@ fn started(seed: u64, nodes: u16) -> World {
         late: false,
         changes: false,
         store: false,
+        retries: false,
         fault_ms: 1000,
     };
     let mut world = World::new(seed, plan);

@@ -16,6 +16,7 @@ fn plan(seed: u64) -> Plan {
         late: false,
         changes: !seed.is_multiple_of(3) && seed.is_multiple_of(2),
         store: seed.is_multiple_of(4),
+        retries: false,
         fault_ms: [400, 1500][(seed / 7 % 2) as usize],
     }
 }

@@ -119,7 +119,8 @@ impl World {
                 return Some(Input::WritesHeld { ticket });
             }
             Effect::ResumeWrites => self.node(node).held = false,
-            Effect::AppendPolicy { ticket, generation } => {
+            Effect::AppendPolicy { ticket, generation, op } => {
+                assert_eq!(op, None, "nobody here asks under an op id");
                 return Some(self.append_policy(node, ticket, &generation));
             }
             Effect::Store { ticket, request } => {
@@ -227,7 +228,7 @@ impl World {
         self.ops += 1;
         let op = self.ops;
         self.open.insert(op);
-        self.input(node, Input::Command { op, command });
+        self.input(node, Input::Command { op, mark: None, command });
     }
 
     pub(super) fn crash(&mut self, node: usize, crash: Crash, back: Back) {

@@ -18,6 +18,8 @@ use super::super::logs::Logs;
 use super::super::run::{SEGMENT_BYTES, Weather};
 use super::Storm;
 
+mod decided;
+
 const CONTROL: [&str; 2] = ["/data/control.a", "/data/control.b"];
 /// Scripts look at the cluster this often.
 const LOOK_MS: u64 = 2;
@@ -65,6 +67,12 @@ impl Storm {
             Weather::ForcedAlone => self.forced_alone(cluster),
             Weather::DamagedLog => self.damaged_log(cluster, logs),
             Weather::Expiry => self.expiry(cluster),
+            Weather::RaisedCopies => self.raised_copies(cluster),
+            Weather::StoreTrouble => self.store_trouble(cluster),
+            Weather::StoreCut => self.store_cut(cluster),
+            Weather::StoreDuel => self.store_duel(cluster),
+            Weather::Degraded => self.degraded(cluster),
+            Weather::FrozenGrant => self.frozen_grant(cluster),
             _ => unreachable!("this weather has no script"),
         };
         self.turn_page(cluster, next)
@@ -84,6 +92,7 @@ impl Storm {
 
     /// Faults are over: whoever lies down gets up.
     pub fn end(&mut self, cluster: &mut Cluster) {
+        cluster.store.mend();
         for node in 1..=cluster.machines.len() as u16 {
             self.up(cluster, node);
         }
@@ -166,6 +175,7 @@ impl Storm {
     /// Everything is mended and everybody is up; the script begins again when the cluster is healthy.
     fn curtain(&mut self, cluster: &mut Cluster) -> Next {
         cluster.world.heal_all();
+        cluster.store.mend();
         for from in 1..=3 {
             for to in 1..=3 {
                 slow(cluster, from, to, None);
