@@ -19,6 +19,6 @@ mod text;
 pub use history::{History, HistoryRow};
 pub use query::{Channel, HaState, QueryStatus, ReceiverInfo, SenderInfo, sync_percent};
 pub use status::{
-    ClusterState, ClusterStatus, NodeState, NodeStatus, PolicyStatus, Role, StaticRole, StoreStatus,
-    SyncState, cluster_state, merge, spare_in_words,
+    ClusterState, ClusterStatus, NO_QUORUM, NodeState, NodeStatus, PolicyRule, PolicyStatus, Role,
+    StaticRole, StoreStatus, SyncState, cluster_state, merge, spare_in_words,
 };

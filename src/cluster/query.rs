@@ -121,6 +121,9 @@ pub struct QueryStatus {
     pub failures_survived: Option<usize>,
     /// Voters that may still be lost while writes go on; absent likewise.
     pub writes_survive: Option<usize>,
+    /// Too few voters answer for a commit.
+    #[serde(default)]
+    pub writes_wait: bool,
     /// Written to the own log, flushed or not.
     pub written_lsn: u64,
     /// This standby applies that much later on purpose.

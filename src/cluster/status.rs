@@ -91,6 +91,9 @@ words!(
     }
 );
 
+/// What a primary in state Normal says of itself when it cannot commit.
+pub const NO_QUORUM: &str = "no quorum: too few voters answer, writes wait and reads are refused";
+
 /// One node, as it sees itself or as its peers last saw it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct NodeStatus {
@@ -153,15 +156,19 @@ impl NodeStatus {
 
     /// `Normal`, or `Need repair(WAL)`: state and reason as `gs_om` prints them.
     pub fn state_text(&self) -> String {
-        if self.state == NodeState::NeedRepair && !self.detail.is_empty() {
-            format!("{}({})", self.state, self.detail)
-        } else {
-            self.state.to_string()
-        }
+        if self.shows_detail() { format!("{}({})", self.state, self.detail) } else { self.state.to_string() }
     }
 
+    /// Whether the text of the state says the detail already.
+    pub fn shows_detail(&self) -> bool {
+        self.state == NodeState::NeedRepair && !self.detail.is_empty()
+    }
+
+    /// In order, and nothing to say about it: a full disk leaves the state Normal, and is told in `detail`.
     fn is_well(&self) -> bool {
-        self.state == NodeState::Normal && !matches!(self.role, Role::Down | Role::Unknown | Role::Pending)
+        self.state == NodeState::Normal
+            && self.detail.is_empty()
+            && !matches!(self.role, Role::Down | Role::Unknown | Role::Pending)
     }
 }
 
@@ -180,12 +187,33 @@ pub struct PolicyStatus {
     /// Voters that may still be lost while writes go on; absent likewise.
     #[serde(default)]
     pub writes_survive: Option<usize>,
+    /// Too few voters answer for a commit: writes wait, and reads are refused.
+    #[serde(default)]
+    pub writes_wait: bool,
+    /// Generations that are in the log and not committed yet: each of them must be satisfied as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<PolicyRule>,
     /// Copies besides the leader's that are meant to be, where fewer are asked for at present.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub degraded_from: Option<usize>,
     /// The control store as the answering node sees it; absent where the configuration names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreStatus>,
+}
+
+/// A policy generation in short.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PolicyRule {
+    pub generation: u64,
+    /// `ANY 1 (1, 2, 3)`.
+    pub rule: String,
+}
+
+impl PolicyStatus {
+    /// What the next failures would mean.
+    pub fn spare_in_words(&self) -> String {
+        spare_in_words(self.failures_survived, self.writes_survive, self.writes_wait)
+    }
 }
 
 /// The control store.
@@ -228,11 +256,14 @@ impl StoreStatus {
 }
 
 /// What the next failures would mean, in one sentence.
-pub fn spare_in_words(failover: Option<usize>, writes: Option<usize>) -> String {
+pub fn spare_in_words(failover: Option<usize>, writes: Option<usize>, writes_wait: bool) -> String {
     let voters =
         |count: usize| if count == 1 { "1 more voter".into() } else { format!("{count} more voters") };
     match (failover, writes) {
         (None, _) => "unknown: the primary was not heard".into(),
+        (Some(0), _) if writes_wait => {
+            "none: too few voters answer for a commit, writes wait for one more".into()
+        }
         (Some(0), _) => "none: with one more voter lost a failover finds no quorum".into(),
         (Some(spare), Some(writes)) if writes < spare => {
             let when = if writes == 0 { "with the first".into() } else { format!("after {writes}") };
@@ -259,8 +290,11 @@ pub struct ClusterStatus {
 }
 
 /// The rule of `gs_om`: Unavailable when the number of primaries is not exactly one or the primary is not Normal;
-/// Degraded when any other node is not well; Normal otherwise.
-pub fn cluster_state(nodes: &[NodeStatus]) -> ClusterState {
+/// Degraded when any node is not well; Normal otherwise. A primary that cannot commit serves nobody: Unavailable too.
+pub fn cluster_state(nodes: &[NodeStatus], policy: Option<&PolicyStatus>) -> ClusterState {
+    if policy.is_some_and(|policy| policy.writes_wait) {
+        return ClusterState::Unavailable;
+    }
     let mut primaries = nodes.iter().filter(|node| node.role == Role::Primary);
     match (primaries.next(), primaries.next()) {
         (Some(primary), None) if primary.state == NodeState::Normal => {
@@ -280,7 +314,7 @@ impl ClusterStatus {
     ) -> Self {
         nodes.sort_by_key(|node| node.node);
         ClusterStatus {
-            cluster_state: cluster_state(&nodes),
+            cluster_state: cluster_state(&nodes, policy.as_ref()),
             cluster_id: cluster.to_string(),
             term,
             policy,
@@ -321,11 +355,12 @@ pub fn merge(views: &[View]) -> ClusterStatus {
     if let Some(primary) = seen_by_primary {
         complete_from_primary(&mut nodes, primary);
     }
+    let policy = seen_by_primary.or(newest).and_then(|status| status.policy.clone());
     ClusterStatus {
-        cluster_state: cluster_state(&nodes),
+        cluster_state: cluster_state(&nodes, policy.as_ref()),
         cluster_id: newest.map_or_else(String::new, |status| status.cluster_id.clone()),
         term: newest.map_or(0, |status| status.term),
-        policy: seen_by_primary.or(newest).and_then(|status| status.policy.clone()),
+        policy,
         nodes,
     }
 }
@@ -346,6 +381,7 @@ fn complete_from_primary(nodes: &mut [NodeStatus], primary: &ClusterStatus) {
     for row in nodes {
         let seen = primary.nodes.iter().find(|seen| seen.node == row.node);
         row.sync_state = row.sync_state.or(seen.and_then(|seen| seen.sync_state));
+        row.lag_ms = row.lag_ms.map(|said| said.max(seen.and_then(|seen| seen.lag_ms).unwrap_or(0)));
         if row.role != Role::Primary
             && row.lag_bytes.is_none()
             && let (Some(end), Some(flushed)) = (end, row.flushed_lsn)
@@ -368,7 +404,7 @@ mod tests {
     fn verdict(rows: &[(Role, NodeState)]) -> ClusterState {
         let rows: Vec<_> =
             rows.iter().zip(1..).map(|((role, state), node)| row(node, *role, *state)).collect();
-        cluster_state(&rows)
+        cluster_state(&rows, None)
     }
 
     #[test]
@@ -386,6 +422,27 @@ mod tests {
         assert_eq!(verdict(&[(Primary, Normal), (Primary, Normal)]), ClusterState::Unavailable);
         assert_eq!(verdict(&[(Standby, Normal)]), ClusterState::Unavailable);
         assert_eq!(verdict(&[]), ClusterState::Unavailable);
+
+        let mut full = row(1, Primary, Normal);
+        full.detail = "disk full: writes are refused".into();
+        assert_eq!(cluster_state(&[full, row(2, Standby, Normal)], None), ClusterState::Degraded);
+        let mut policy = PolicyStatus {
+            generation: 1,
+            rule: "ANY 1 (1, 2)".into(),
+            voters: vec![1, 2],
+            k: 1,
+            failures_survived: Some(0),
+            writes_survive: Some(0),
+            writes_wait: false,
+            pending: vec![],
+            degraded_from: None,
+            store: None,
+        };
+        let rows = [row(1, Primary, Normal), row(2, Down, NodeState::ManuallyStopped)];
+        assert_eq!(cluster_state(&rows, Some(&policy)), ClusterState::Degraded, "it may commit still");
+        policy.writes_wait = true;
+        assert_eq!(cluster_state(&rows, Some(&policy)), ClusterState::Unavailable);
+        assert!(policy.spare_in_words().contains("writes wait"));
     }
 
     fn view(node: u16, answer: Option<ClusterStatus>) -> View {

@@ -86,12 +86,23 @@ impl ClusterStatus {
             if let Some(store) = &policy.store {
                 writeln!(out, "store           : {}", store.in_words())?;
             }
-            let spare = spare_in_words(policy.failures_survived, policy.writes_survive);
-            writeln!(out, "failover_spare  : {spare}")?;
+            for pending in &policy.pending {
+                let (number, rule) = (pending.generation, &pending.rule);
+                writeln!(
+                    out,
+                    "policy_change   : to {rule}, generation {number}: not committed yet, both must be satisfied"
+                )?;
+            }
+            writeln!(out, "failover_spare  : {}", policy.spare_in_words())?;
         }
         writeln!(out, "\n[  Datanode State   ]\n")?;
         let head = ["node", "host", "node_ip", "port", "instance", "data", "set", "role", "state"];
         table(out, &head, &self.nodes.iter().map(node_row).collect::<Vec<_>>())?;
+        let told = self.nodes.iter().filter(|node| !node.detail.is_empty() && !node.shows_detail());
+        for (i, node) in told.enumerate() {
+            let gap = if i == 0 { "\n" } else { "" };
+            writeln!(out, "{gap}node {}: {}", node.node, node.detail)?;
+        }
         writeln!(out, "\n[  Replication      ]\n")?;
         let head = ["node", "from", "sync", "appended", "flushed", "committed", "applied", "lag", "lag_time"];
         let rows: Vec<Vec<String>> = self
@@ -153,7 +164,11 @@ impl QueryStatus {
         field(out, "term", self.term)?;
         field(out, "committed_location", lsn(self.me.committed_lsn))?;
         field(out, "replay_location", lsn(self.me.applied_lsn))?;
-        field(out, "failover_spare", spare_in_words(self.failures_survived, self.writes_survive))?;
+        field(
+            out,
+            "failover_spare",
+            spare_in_words(self.failures_survived, self.writes_survive, self.writes_wait),
+        )?;
         if let Some(meant) = self.degraded_from {
             field(
                 out,
@@ -274,6 +289,8 @@ mod tests {
             k: 1,
             failures_survived: Some(1),
             writes_survive: Some(0),
+            writes_wait: false,
+            pending: vec![],
             degraded_from: None,
             store: None,
         };
@@ -331,6 +348,7 @@ mod tests {
             receiver: None,
             failures_survived: Some(1),
             writes_survive: Some(1),
+            writes_wait: false,
             written_lsn: 4096,
             apply_delay_ms: None,
             pages: Default::default(),

@@ -31,6 +31,7 @@ pub fn ask(data: &Path, verb: Verb) -> Result<Response, Fail> {
 /// Asks; the answer may itself be an error of the node.
 pub fn ask_as(data: &Path, request: &Request) -> Result<Response, Fail> {
     let mut stream = connect(data)?;
+    let patience = request.verb.patience() + GRACE;
     let lost = |error: io::Error| {
         if request.verb.changes() {
             let hint =
@@ -38,13 +39,30 @@ pub fn ask_as(data: &Path, request: &Request) -> Result<Response, Fail> {
             return Fail::new(
                 Exit::Unknown,
                 "unknown_outcome",
-                format!("the answer was lost: {error}"),
+                match error.kind() {
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                        format!("the node says nothing for {:.0} s", patience.as_secs_f64())
+                    }
+                    _ => format!("the answer was lost: {error}"),
+                },
                 hint,
             );
         }
-        Fail::new(Exit::Down, "down", format!("the node went away: {error}"), "ask again in a moment")
+        match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                let message = format!("the node says nothing for {:.0} s", patience.as_secs_f64());
+                Fail::new(
+                    Exit::Down,
+                    "down",
+                    message,
+                    "its process stands still, or the machine is overloaded",
+                )
+            }
+            _ => {
+                Fail::new(Exit::Down, "down", format!("the node went away: {error}"), "ask again in a moment")
+            }
+        }
     };
-    let patience = request.verb.patience() + GRACE;
     stream
         .set_read_timeout(Some(patience))
         .and_then(|()| stream.set_write_timeout(Some(GRACE)))

@@ -286,8 +286,11 @@ impl Launched {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
             Ok(Some(status)) => {
-                let message = format!("node {} ended while starting ({status})", config.node);
-                Err(Fail::failed(message, format!("its log says:\n{}", self.tail(config))))
+                let tail = self.tail(config);
+                let why = tail.lines().rev().find_map(|line| line.strip_prefix("baton: "));
+                let why = why.map_or_else(|| format!("({status})"), String::from);
+                let message = format!("node {} ended while starting: {why}", config.node);
+                Err(Fail::failed(message, format!("its log says:\n{tail}")))
             }
             Err(error) => Err(Fail::failed(format!("the node cannot be watched: {error}"), "")),
         }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use baton::admin::{Exit, PolicySet, Request, Switchover, Verb};
-use baton::cluster::{History, PolicyStatus, spare_in_words};
+use baton::cluster::{History, PolicyStatus};
 
 use super::args::{self, Common, PolicyVerb};
 use super::render::{print, tree};
@@ -33,8 +33,11 @@ pub fn policy(common: &Common, verb: PolicyVerb) -> Outcome {
         PolicyVerb::Show => {
             let policy: PolicyStatus = ask::typed(&config.data, Verb::PolicyShow)?;
             let mut text = format!("generation {}: {}\n", policy.generation, policy.rule);
-            let spare = spare_in_words(policy.failures_survived, policy.writes_survive);
-            text += &format!("each write on {} of {} voters; {spare}\n", policy.k + 1, policy.voters.len());
+            text += &format!("each write on {} of {} voters\n", policy.k + 1, policy.voters.len());
+            for pending in &policy.pending {
+                text += &format!("under way: generation {}: {}\n", pending.generation, pending.rule);
+            }
+            text += &format!("failover_spare: {}\n", policy.spare_in_words());
             print(common, &policy, &text);
         }
         PolicyVerb::Set { rule, expect_generation, force, dry_run, timeout, op } => {

@@ -185,7 +185,7 @@ impl Sandbox {
         let mut told = String::new();
         loop {
             let rows = self.rows();
-            let state = cluster_state(&rows);
+            let state = cluster_state(&rows, None);
             // Of a cluster on several machines only the own nodes are waited for.
             let well = |row: &NodeStatus| row.state == NodeState::Normal && row.role != Role::Down;
             let normal = match self.partial() {

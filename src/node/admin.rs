@@ -10,7 +10,9 @@ use crate::base::{Lsn, Mono, NodeId};
 use crate::cluster::History;
 use crate::config::SyncKind;
 use crate::io::{ConnId, Seam};
-use crate::role::{Command, CommandResult, Deed, Done, Evidence, OpMark, PolicyChange, Refusal, Unfit};
+use crate::role::{
+    Command, CommandResult, Deed, Done, Evidence, OpMark, PolicyChange, Refusal, RefusalKind, Unfit,
+};
 
 use super::Node;
 use super::control::ControlMessage;
@@ -149,7 +151,7 @@ impl<S: Seam> Node<S> {
     }
 
     /// Notes who asks, for the history of what follows.
-    fn asked(&mut self, what: &str, op: &str) {
+    pub(super) fn asked(&mut self, what: &str, op: &str) {
         self.chronicle.asked = format!("{what} (op {op})");
     }
 
@@ -175,6 +177,18 @@ impl<S: Seam> Node<S> {
                 &request,
                 &Refusal::TargetUnfit { node: target, reason: Unfit::Unknown },
             ));
+        }
+        if let Some((leader, _)) = self.role.following()
+            && self.role.leading().is_none()
+            && self.links.any_to(leader).is_none()
+        {
+            let text = format!("the primary, node {leader}, cannot be reached from here");
+            let hint = "nothing was changed; is it dead? then `baton failover` on a standby";
+            return reply(Response::failed(&request.op, ErrorCode::WrongRole, text, hint));
+        }
+        if self.pending && to.is_none_or(|to| to == self.me()) {
+            let refusal = Refusal::TargetUnfit { node: self.me(), reason: Unfit::NotFollowing };
+            return reply(refusal_response(&request, &refusal));
         }
         if !wanted.dry_run {
             self.asked("switchover", &request.op);
@@ -220,12 +234,15 @@ impl<S: Seam> Node<S> {
         self.asked("start -M", &request.op);
         match role {
             WantedRole::Primary => {
-                self.pending = false;
+                if let Some(text) = self.copied_folder() {
+                    return reply(copied(&request, text));
+                }
+                self.stay_aside(false);
                 let command = Command::RequestPrimary { alone, force: false };
                 self.order(Asker::Admin { request, reply }, until, command);
             }
             WantedRole::Standby | WantedRole::CascadeStandby => {
-                self.pending = false;
+                self.stay_aside(false);
                 self.order(Asker::Admin { request, reply }, until, Command::RequestStandby);
             }
             WantedRole::Pending => {
@@ -233,13 +250,19 @@ impl<S: Seam> Node<S> {
                     let refusal = Refusal::PrimaryAlive { node: self.me(), term };
                     return reply(refusal_response(&request, &refusal));
                 }
-                self.pending = true;
+                self.stay_aside(true);
                 self.streams.receiver = None;
                 self.streams.requested = None;
                 self.publish_status();
                 reply(Response::done(&request, serde_json::json!({ "role": "Pending" })));
             }
         }
+    }
+
+    /// `-M pending`, or its end.
+    pub(super) fn stay_aside(&mut self, aside: bool) {
+        self.pending = aside;
+        self.role.keep_out(aside);
     }
 
     /// Hands a command to the role machine and remembers who waits for its answer.
@@ -264,6 +287,10 @@ impl<S: Seam> Node<S> {
             let hint = "promote another node, or insist with --force";
             return reply(Response::failed(&request.op, ErrorCode::Refused, text, hint));
         }
+        if let Some(text) = self.copied_folder() {
+            return reply(copied(&request, text));
+        }
+        let leads = self.role.leading().is_some();
         let stake = self.at_stake();
         let command = Command::Failover {
             dry_run: wanted.dry_run,
@@ -273,13 +300,15 @@ impl<S: Seam> Node<S> {
         };
         let until = self.now + wanted.timeout();
         if !wanted.dry_run {
-            self.pending = false;
-            self.asked(if wanted.force { "failover --force" } else { "failover" }, &request.op);
-            if (wanted.force || wanted.alone) && self.role.leading().is_none() {
+            self.stay_aside(false);
+            if !leads {
+                self.asked(if wanted.force { "failover --force" } else { "failover" }, &request.op);
+            }
+            if (wanted.force || wanted.alone) && !leads {
                 self.note("asked", "", "a forced failover", None, stake_in_words(&stake));
             }
         }
-        self.admin.stake = Some(stake);
+        self.admin.stake = (!leads).then_some(stake);
         self.order(Asker::Admin { request, reply }, until, command);
     }
 
@@ -306,7 +335,7 @@ impl<S: Seam> Node<S> {
             return;
         }
         let Some(Pending { asker, .. }) = self.admin.commands.remove(&op) else { return };
-        if result.is_err() {
+        if result.is_err() && !matches!(&asker, Asker::Admin { .. }) {
             self.chronicle.asked.clear();
         }
         match asker {
@@ -322,7 +351,29 @@ impl<S: Seam> Node<S> {
                 if let (Some(stake), Some(fields)) = (stake, response.result.as_object_mut()) {
                     fields.insert("at_stake".into(), stake);
                 }
+                if let (Verb::Role { .. }, Some(fields)) = (&request.verb, response.result.as_object_mut())
+                    && fields.contains_key("role")
+                {
+                    fields.insert("role".into(), self.shown_role().word().into());
+                }
+                if let (Verb::Failover(wanted), Err(refusal)) = (&request.verb, &result)
+                    && (wanted.force || wanted.alone)
+                    && !wanted.dry_run
+                {
+                    self.note("asked", "", "a forced failover: not done", None, refusal.to_string());
+                }
+                if let (Verb::Failover(wanted), Some(fields)) =
+                    (&request.verb, response.result.as_object_mut())
+                    && wanted.dry_run
+                {
+                    fields.insert("dry_run".into(), true.into());
+                }
+                // The change of a policy has its row; a change of role may have its own yet.
+                let over = result.is_err() || matches!(request.verb, Verb::PolicySet(_));
                 reply(response);
+                if over {
+                    self.chronicle.asked.clear();
+                }
             }
             Asker::Client { conn } => {
                 let answer = result.map(|_| ()).map_err(|refusal| refusal.to_string());
@@ -481,6 +532,12 @@ fn stake_in_words(stake: &serde_json::Value) -> String {
     )
 }
 
+/// What a copied folder is told that shall lead.
+fn copied(request: &Request, text: String) -> Response {
+    let hint = "nothing was changed; stop one of the two: no two processes may be the same node";
+    Response::failed(&request.op, ErrorCode::Refused, text, hint)
+}
+
 /// What the cluster remembers a request by, if it does.
 fn mark_of(request: &Request) -> Option<OpMark> {
     let line = serde_json::to_vec(&request.verb).ok().filter(|_| request.verb.is_kept_by_all())?;
@@ -528,14 +585,14 @@ fn done_json(done: &Done) -> serde_json::Value {
 }
 
 fn refusal_response(request: &Request, refusal: &Refusal) -> Response {
-    let (code, hint) = match refusal {
-        Refusal::NoQuorum { .. } => (ErrorCode::NoQuorum, "start more voters and ask again"),
-        Refusal::Timeout { .. } => (ErrorCode::Timeout, "look at `baton query`, then ask again"),
-        Refusal::LogFailed => (ErrorCode::Failed, "restart or replace this node"),
-        Refusal::NotPrimary { .. } => (ErrorCode::WrongRole, "ask the primary; nothing was changed"),
-        Refusal::OpReused => (ErrorCode::OpReused, "choose a new op id"),
-        Refusal::OutcomeUnknown { .. } => (ErrorCode::UnknownOutcome, "look at `baton cluster status`"),
-        _ => (ErrorCode::Refused, "nothing was changed"),
+    let (code, hint) = match (refusal, refusal.kind()) {
+        (Refusal::LogFailed, _) => (ErrorCode::Failed, "restart or replace this node"),
+        (Refusal::NotPrimary { .. }, _) => (ErrorCode::WrongRole, "ask the primary; nothing was changed"),
+        (_, RefusalKind::NoQuorum) => (ErrorCode::NoQuorum, "start more voters and ask again"),
+        (_, RefusalKind::Late) => (ErrorCode::Timeout, "look at `baton query`, then ask again"),
+        (_, RefusalKind::Unknown) => (ErrorCode::UnknownOutcome, "look at `baton cluster status`"),
+        (_, RefusalKind::Refused) => (ErrorCode::Refused, "nothing was changed"),
+        (_, RefusalKind::OpReused) => (ErrorCode::OpReused, "choose a new op id"),
     };
     Response::failed(&request.op, code, refusal.to_string(), hint)
 }

@@ -529,6 +529,7 @@ impl Parts {
             };
             node.record_seen(&record, start, end);
         }
+        node.role.keep_out(node.pending);
         node.tell_role(Input::Tick);
         match options.role {
             Some(StartRole::Primary) => {

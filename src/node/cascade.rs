@@ -91,14 +91,6 @@ impl<S: Seam> Node<S> {
         }
     }
 
-    /// Who streams to this node, or would as far as it knows.
-    pub(super) fn upstream_shown(&self) -> Option<NodeId> {
-        let (leader, _) = self.streams.leader?;
-        let running = self.streams.receiver.as_ref().map(|slot| slot.upstream);
-        let asked = self.streams.requested.map(|(node, ..)| node);
-        Some(running.or(asked).or_else(|| self.configured_upstream()).unwrap_or(leader))
-    }
-
     /// May this node stream to the asker? Only the leader streams to anybody but cascaded standbys.
     pub(super) fn judge_stream(
         &mut self,

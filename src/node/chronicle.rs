@@ -31,7 +31,9 @@ pub struct Chronicle {
     role: Option<Role>,
     policy: String,
     /// The newest facts that the role machine gave.
-    evidence: String,
+    pub evidence: String,
+    /// The newest format that a row tells of.
+    pub format: u16,
 }
 
 impl Chronicle {

@@ -35,7 +35,7 @@ use crate::admin::{
 use crate::base::limits::{
     ADMIN_CONNECTIONS_MAX, ADMIN_LINE_BYTES_MAX, ADMIN_SILENCE_MAX, HTTP_HEAD_BYTES_MAX,
 };
-use crate::cluster::{NodeState, NodeStatus, Role};
+use crate::cluster::{NO_QUORUM, NodeState, NodeStatus, Role};
 use crate::io::Waker;
 
 /// Names in the data folder.
@@ -138,8 +138,15 @@ pub fn spawn(
     mailbox: SyncSender<ControlMessage>,
     waker: Arc<dyn Waker>,
 ) -> io::Result<ControlHandle> {
-    let socket = bind_socket(&config.data)?;
-    let http = config.http_listen.map(std::net::TcpListener::bind).transpose()?;
+    let named = |what: String| move |e: io::Error| io::Error::new(e.kind(), format!("{what}: {e}"));
+    let socket = bind_socket(&config.data).map_err(named("the admin socket cannot be opened".into()))?;
+    let http = match config.http_listen {
+        Some(at) => Some(
+            std::net::TcpListener::bind(at)
+                .map_err(named(format!("a port cannot be opened (http_listen {at})")))?,
+        ),
+        None => None,
+    };
     if let Some(http) = &http {
         http.set_nonblocking(true)?;
     }
@@ -484,7 +491,7 @@ fn healthy(status: &NodeStatus, path: &str) -> bool {
         "/standby" => standby,
         _ => primary || standby,
     };
-    role && status.state == NodeState::Normal
+    role && status.state == NodeState::Normal && status.detail != NO_QUORUM
 }
 
 fn http_reply(method: &str, code: &str, kind: &str, body: &str) -> Vec<u8> {

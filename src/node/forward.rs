@@ -127,9 +127,25 @@ impl<S: Seam> Node<S> {
         if mine {
             let passed = self.admin.passed_on.remove(&answered.number).expect("just seen");
             let response = crate::admin::decode_response(answered.line.trim_end().as_bytes());
-            (passed.reply)(response.unwrap_or_else(|error| {
+            let response = response.unwrap_or_else(|error| {
                 Response::failed(&passed.request.op, ErrorCode::Failed, error, "look at `baton query`")
-            }));
+            });
+            // An older build has nothing to finalize, and does not know that there is more.
+            let format = response.result["format"].as_u64();
+            let newest = u64::from(crate::base::format::newest());
+            let older = matches!(passed.request.verb, Verb::FinalizeUpgrade)
+                && format.is_some_and(|format| format < newest);
+            (passed.reply)(match older {
+                true => {
+                    let text = format!(
+                        "the primary, node {from}, runs an older build that does not speak format {newest}"
+                    );
+                    let hint =
+                        "nothing was changed; `baton switchover` to an upgraded node, then upgrade that one";
+                    Response::failed(&passed.request.op, ErrorCode::Refused, text, hint)
+                }
+                false => response,
+            });
         }
         true
     }

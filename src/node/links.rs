@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use crate::base::limits::{CONNECT_MAX, HANDSHAKE_MAX, PEER_SILENCE_MAX, REDIAL_MAX, REDIAL_MIN};
 use crate::base::{Incarnation, Mono, NodeId, Prng, SharedSlice, Term};
 use crate::io::{CloseReason, ConnId, Op, Outgoing, ReceivedBytes, Seam};
-use crate::replication::handshake::{Admission, Turn};
+use crate::replication::handshake::{Admission, HandshakeError, Turn};
 use crate::replication::wire::{GoodbyeReason, encode};
 use crate::replication::{
     Acceptor, Decoder, Dialer, Envelope, Identity, Message, Peer, Roster, Secret, Session, Stamped,
@@ -54,6 +54,19 @@ struct Dial {
     wait: std::time::Duration,
     /// Why the last try failed, for `query`.
     last_error: Option<String>,
+    /// What the newest try or end says about the process over there.
+    absence: Absence,
+}
+
+/// What is known of a member without a link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Absence {
+    /// It may run: nothing comes through, or it was not tried yet.
+    Silent,
+    /// Nobody listens at its address, or its process ended the connection.
+    Gone,
+    /// It answers, and says that another process is this node.
+    SaysCopy,
 }
 
 /// What a link tells the node.
@@ -86,6 +99,7 @@ impl Links {
                     retry_at: Mono(0),
                     wait: REDIAL_MIN,
                     last_error: None,
+                    absence: Absence::Silent,
                 };
                 (*node, dial)
             })
@@ -109,6 +123,7 @@ impl Links {
             if dial.connecting.is_some_and(|since| now.since(since) > CONNECT_MAX) {
                 dial.connecting = None;
                 dial.last_error = Some("the address does not answer".to_string());
+                dial.absence = Absence::Silent;
             }
             if dial.conn.is_none() && dial.connecting.is_none() && now >= dial.retry_at {
                 dial.connecting = Some(now);
@@ -172,7 +187,10 @@ impl Links {
             }
             Err(_) if dial.conn.is_some() => {}
             Err(error) => {
-                dial.last_error = Some(error.to_string());
+                let refused = error.kind() == std::io::ErrorKind::ConnectionRefused;
+                dial.absence = if refused { Absence::Gone } else { Absence::Silent };
+                dial.last_error =
+                    Some(if refused { "nobody listens there".into() } else { error.to_string() });
                 self.redial_later(node, now);
             }
         }
@@ -289,6 +307,7 @@ impl Links {
                 {
                     dial.wait = REDIAL_MIN;
                     dial.last_error = None;
+                    dial.absence = Absence::Silent;
                 }
                 if let Some(message) = send {
                     self.send_stamped(seam, conn, now, &own, &message);
@@ -300,6 +319,11 @@ impl Links {
                 if let Some(node) = link.dialed
                     && let Some(dial) = self.dials.get_mut(&node)
                 {
+                    let copy = GoodbyeReason::DuplicateIncarnation;
+                    dial.absence = match &error {
+                        HandshakeError::Refused { reason, .. } if *reason == copy => Absence::SaysCopy,
+                        _ => Absence::Silent,
+                    };
                     dial.last_error = Some(error.to_string());
                     dial.wait = REDIAL_MAX;
                 }
@@ -368,8 +392,15 @@ impl Links {
         if let Some(node) = link.dialed {
             if let Some(dial) = self.dials.get_mut(&node) {
                 dial.conn = None;
+                let ended = matches!(reason, CloseReason::Finished | CloseReason::Reset);
+                match &link.phase {
+                    Phase::Up(_) if ended => dial.absence = Absence::Gone,
+                    Phase::Up(_) | Phase::Dialing(_) => dial.absence = Absence::Silent,
+                    Phase::Accepting(_) | Phase::Closing(_) => {}
+                }
                 if dial.last_error.is_none() {
-                    dial.last_error = Some(format!("connection ended: {reason:?}"));
+                    let text = if ended { "it ended the connection" } else { "nothing comes from there" };
+                    dial.last_error = Some(text.into());
                 }
             }
             self.redial_later(node, now);
@@ -414,6 +445,16 @@ impl Links {
 
     pub fn last_error(&self, node: NodeId) -> Option<&str> {
         self.dials.get(&node)?.last_error.as_deref()
+    }
+
+    /// What is known of a member that no link leads to.
+    pub fn absence(&self, node: NodeId) -> Absence {
+        self.dials.get(&node).map_or(Absence::Silent, |dial| dial.absence)
+    }
+
+    /// A member that says that another process is this node.
+    pub fn says_copy(&self) -> Option<NodeId> {
+        self.dials.iter().find(|(_, dial)| dial.absence == Absence::SaysCopy).map(|(node, _)| *node)
     }
 
     /// Bytes waiting on a link.

@@ -182,6 +182,8 @@ impl<S: Seam> Node<S> {
 
     fn resume_writes(&mut self) {
         tracing::info!("writes go on");
+        // What was found out for a switchover that was given up is no reason of what comes next.
+        self.chronicle.evidence.clear();
         self.writes_held = false;
         self.run_held_clients();
     }

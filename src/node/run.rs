@@ -121,8 +121,8 @@ fn start(options: RunOptions) -> Result<Started, (String, u8)> {
     tracing::info!(%client, %peer, node = %config.node, cluster = config.cluster, "listening");
     let (sender, receiver) = mpsc::sync_channel(ADMIN_MAILBOX_MAX);
     let control_config = ControlConfig { data: config.data.clone(), http_listen: config.http_listen };
-    let control = spawn(control_config, sender.clone(), node.seam_mut().waker())
-        .map_err(|e| (format!("the admin socket cannot be opened: {e}"), 1))?;
+    let control =
+        spawn(control_config, sender.clone(), node.seam_mut().waker()).map_err(|e| (e.to_string(), 1))?;
     node.attach(receiver, control.board());
     if let StoreChoice::Dir(folder) = &config.store {
         let waker = node.seam_mut().waker();

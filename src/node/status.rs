@@ -5,18 +5,20 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::limits::LEASE;
 use crate::base::{Lsn, Mono, NodeId};
 use crate::cluster::query::{Channel, HaState, QueryStatus, ReceiverInfo, SenderInfo};
 use crate::cluster::{
-    ClusterStatus, NodeState, NodeStatus, PolicyStatus, Role as ShownRole, StaticRole, SyncState,
-    sync_percent,
+    ClusterStatus, NO_QUORUM, NodeState, NodeStatus, PolicyRule, PolicyStatus, Role as ShownRole, StaticRole,
+    SyncState, sync_percent,
 };
 use crate::io::{ConnId, Seam};
 use crate::replication::{Message, SenderState};
 use crate::role::state::Repair;
-use crate::role::{DataStatus, Role, State};
+use crate::role::{DataStatus, Generation, Role, State};
 
 use super::Node;
+use super::links::Absence;
 use super::streams::{ReceiverSlot, SenderSlot};
 
 /// A row that a peer sent is believed for this long.
@@ -69,6 +71,15 @@ impl PeerRows {
     }
 }
 
+fn rule_in_words(generation: &Generation) -> PolicyRule {
+    let kind = if generation.first { "FIRST" } else { "ANY" };
+    let voters: Vec<String> = generation.voters.iter().map(|v| v.node.to_string()).collect();
+    PolicyRule {
+        generation: generation.number,
+        rule: format!("{kind} {} ({})", generation.k, voters.join(", ")),
+    }
+}
+
 impl<S: Seam> Node<S> {
     fn static_role(&self, node: NodeId) -> StaticRole {
         let member = self.config.member(node);
@@ -114,20 +125,41 @@ impl<S: Seam> Node<S> {
                 let why = self.streams.refused.clone().unwrap_or_else(|| "Connecting".into());
                 (NodeState::NeedRepair, why)
             }
+            State::Normal if self.disk_full() && self.role.leading().is_none() => {
+                (NodeState::Normal, "disk full: no room for more log".into())
+            }
             State::Normal if self.disk_full() => (NodeState::Normal, "disk full: writes are refused".into()),
+            State::Normal if self.writes_wait() => (NodeState::Normal, NO_QUORUM.into()),
             State::Normal => (NodeState::Normal, self.roots.dispute_in_words()),
             State::Catchup => match (&self.streams.receiver, &self.streams.refused) {
                 (None, Some(why)) if why.starts_with("WAL") => (NodeState::NeedRepair, why.clone()),
                 _ => (NodeState::Catchup, String::new()),
             },
             State::NeedRepair(Repair::Wal) => (NodeState::NeedRepair, "WAL".into()),
-            State::NeedRepair(Repair::Disconnected) => (NodeState::NeedRepair, "Disconnected".into()),
+            State::NeedRepair(Repair::Disconnected) => match self.links.says_copy() {
+                Some(_) => (NodeState::NeedRepair, "Copied folder".into()),
+                None => (NodeState::NeedRepair, "Disconnected".into()),
+            },
             State::NeedRepair(Repair::Io) => (NodeState::NeedRepair, "IO".into()),
             State::WaitPromoting => (NodeState::WaitPromoting, String::new()),
             State::Promoting => (NodeState::Promoting, String::new()),
             State::Demoting => (NodeState::Demoting, String::new()),
             State::Building => (NodeState::Building, String::new()),
         }
+    }
+
+    /// Another process is this node: the sentence for whoever wants this one to lead.
+    pub(super) fn copied_folder(&self) -> Option<String> {
+        let me = self.me();
+        self.links.says_copy().map(|peer| {
+            format!("this data folder is a copy: node {peer} is linked to another process that is node {me}")
+        })
+    }
+
+    /// This primary cannot commit: fewer voters answer than a commit needs, and its lease has run out meanwhile.
+    fn writes_wait(&self) -> bool {
+        self.role.leading().is_some()
+            && self.voters_missing_since.is_some_and(|since| self.now.since(since) >= LEASE)
     }
 
     /// What is wrong with the data itself, as far as it needs somebody's attention.
@@ -142,7 +174,7 @@ impl<S: Seam> Node<S> {
         }
     }
 
-    fn shown_role(&self) -> ShownRole {
+    pub(super) fn shown_role(&self) -> ShownRole {
         if self.pending {
             return ShownRole::Pending;
         }
@@ -177,7 +209,7 @@ impl<S: Seam> Node<S> {
             detail,
             client: Some(self.config.client_listen.to_string()),
             peer: self.config.peer_listen.to_string(),
-            upstream: if leading { None } else { self.upstream_shown().map(|node| node.0) },
+            upstream: self.streams.receiver.as_ref().filter(|_| !leading).map(|slot| slot.upstream.0),
             sync_state: None,
             appended_lsn: Some(end.0),
             flushed_lsn: Some(self.log.wal.flushed().lsn().0),
@@ -227,8 +259,8 @@ impl<S: Seam> Node<S> {
                     Some(said) => said.row.clone(),
                     None => {
                         let role = match self.links.any_to(member.node) {
-                            Some(_) => ShownRole::Unknown,
-                            None => ShownRole::Down,
+                            None if self.links.absence(member.node) == Absence::Gone => ShownRole::Down,
+                            _ => ShownRole::Unknown,
                         };
                         let peer = member.peer.to_string();
                         let mut row = NodeStatus::silent(
@@ -248,6 +280,12 @@ impl<S: Seam> Node<S> {
                 Some(said) => said.sync_states.iter().find(|(id, _)| *id == row.node).map(|(_, sync)| *sync),
                 None => self.sync_state(member.node),
             };
+            // A standby whose disk hangs knows of no newer commit and thinks that it lacks nothing.
+            let slot = self.streams.senders.values().find(|slot| slot.sender.peer().node == member.node);
+            if let Some(acked) = slot.and_then(|slot| slot.sender.acked()) {
+                let age = self.streams.commit_lag.age(acked.applied.lsn(), self.now).as_millis() as u64;
+                row.lag_ms = row.lag_ms.map(|said| said.max(age));
+            }
             // Below a standby nothing counts towards commit, and the primary does not know who is there.
             let below = row.upstream.is_some() && row.role == ShownRole::CascadeStandby;
             let streams = below && row.lag_bytes.is_some();
@@ -273,17 +311,16 @@ impl<S: Seam> Node<S> {
     pub(super) fn policy_status(&self) -> PolicyStatus {
         let control = self.role.control();
         let policy = &control.policy;
-        let voters: Vec<u16> = policy.voters.iter().map(|v| v.node.0).collect();
-        let listed: Vec<String> = voters.iter().map(u16::to_string).collect();
-        let kind = if policy.first { "FIRST" } else { "ANY" };
         let live = self.role.leading().map(|_| self.live_voters());
         PolicyStatus {
             generation: policy.number,
-            rule: format!("{kind} {} ({})", policy.k, listed.join(", ")),
-            voters,
+            rule: rule_in_words(policy).rule,
+            voters: policy.voters.iter().map(|v| v.node.0).collect(),
             k: usize::from(policy.k),
             failures_survived: live.map(|live| policy.failures_survived(live)),
             writes_survive: live.map(|live| policy.failures_until_writes_stop(live)),
+            writes_wait: self.writes_wait(),
+            pending: control.pending.iter().map(|pending| rule_in_words(&pending.generation)).collect(),
             degraded_from: policy.is_degraded().then_some(usize::from(policy.full_k)),
             store: self.store_status(),
         }
@@ -408,6 +445,7 @@ impl<S: Seam> Node<S> {
             receiver: self.streams.receiver.as_ref().map(|slot| self.receiver_info(slot, me.role)),
             failures_survived: policy.failures_survived,
             writes_survive: policy.writes_survive,
+            writes_wait: policy.writes_wait,
             degraded_from: policy.degraded_from,
             store: self.store_status(),
             written_lsn: self.log.wal.written().0,

@@ -69,6 +69,9 @@ impl<S: Seam> Node<S> {
         self.tell_role(Input::FormatWanted { version: wanted });
         self.pump_role();
         let image = self.role.control().generation;
+        self.asked("finalize-upgrade", &request.op);
+        self.note_format(written, wanted);
+        self.chronicle.asked.clear();
         tracing::info!(
             from = written,
             to = wanted,
@@ -89,7 +92,16 @@ impl<S: Seam> Node<S> {
     pub(super) fn format_received(&mut self, version: u16) {
         if version > self.role.control().format {
             tracing::info!(version, "the cluster writes a newer format from here on");
+            self.note_format(self.role.control().format, version);
             self.tell_role(Input::FormatWanted { version });
+        }
+    }
+
+    fn note_format(&mut self, from: u16, to: u16) {
+        if self.chronicle.format < to {
+            self.chronicle.format = to;
+            let why = "for good: an older build refuses this folder".into();
+            self.note("format", &from.to_string(), &to.to_string(), None, why);
         }
     }
 }

@@ -177,9 +177,11 @@ impl<S: Seam> Node<S> {
                 let me = self.config.me();
                 if self.role.leading().is_none() && me.nofailover {
                     Err(format!("node {} is configured never to take over (nofailover)", me.node))
+                } else if let Some(text) = self.copied_folder() {
+                    Err(text)
                 } else {
                     self.chronicle.asked = "a client (REPLICAOF NO ONE)".into();
-                    self.pending = false;
+                    self.stay_aside(false);
                     let command = Command::Failover { dry_run: false, alone: false, force: false };
                     return self.order(Asker::Client { conn }, self.now + ROLE_PATIENCE, command);
                 }

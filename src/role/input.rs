@@ -267,7 +267,7 @@ pub enum Refusal {
     NoQuorum { generation: u64, have: usize, need: usize, missing: Vec<NodeId> },
     /// `--alone` is not needed: enough voters answer. Run it without.
     AloneNotNeeded { have: usize },
-    /// `--alone` could lose acknowledged writes: repeat with `--force` to accept that.
+    /// `--alone` could lose acknowledged writes: repeat with `--accept-loss` to accept that.
     LossPossible { evidence: Evidence },
     /// This node's log is not whole, it is building, or it is not a member: build first.
     NotPromotable { reason: &'static str },
@@ -288,14 +288,16 @@ pub enum Refusal {
     /// No standby can take over; the reason for each.
     NoTarget { unfit: Vec<(NodeId, Unfit)> },
     /// The switchover was given up and the old primary goes on, in `term` (the same one as before unless voters had
-    /// promised a higher one already).
-    Aborted { reason: String, term: Term },
+    /// promised a higher one already). `late`: because its time was over.
+    Aborted { reason: String, term: Term, late: bool },
     /// There is no switchover to abort.
     NoSwitchover,
     /// The switchover is handed over: only the next primary decides now.
     HandedOver { to: NodeId },
-    /// The primary refused; its own words.
-    ByPrimary { node: NodeId, text: String },
+    /// The primary refused; its own words, and how its refusal counts.
+    ByPrimary { node: NodeId, kind: RefusalKind, text: String },
+    /// The primary was asked and says nothing: nobody knows here whether it does what it was asked for.
+    PrimarySilent { node: NodeId },
     /// The change was handed over and its end was not seen: look at `query`.
     OutcomeUnknown { stage: &'static str },
     /// Somebody changed the policy in between: look at it again.
@@ -310,6 +312,44 @@ pub enum Refusal {
     StoreUnusable { reason: &'static str },
     /// The op id names another request already: choose a new one.
     OpReused,
+}
+
+/// What a refusal means for whoever asked: the same word and exit code wherever the question was put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// A rule forbids it now; nothing was changed.
+    Refused,
+    /// Too few voters agree or answer.
+    NoQuorum,
+    /// It was not done in time, and is not under way any more.
+    Late,
+    /// It may still happen.
+    Unknown,
+    /// The op id was used for another request.
+    OpReused,
+}
+
+impl RefusalKind {
+    pub const ALL: [RefusalKind; 5] = [
+        RefusalKind::Refused,
+        RefusalKind::NoQuorum,
+        RefusalKind::Late,
+        RefusalKind::Unknown,
+        RefusalKind::OpReused,
+    ];
+}
+
+impl Refusal {
+    pub fn kind(&self) -> RefusalKind {
+        match self {
+            Refusal::NoQuorum { .. } => RefusalKind::NoQuorum,
+            Refusal::Timeout { .. } | Refusal::Aborted { late: true, .. } => RefusalKind::Late,
+            Refusal::OutcomeUnknown { .. } | Refusal::PrimarySilent { .. } => RefusalKind::Unknown,
+            Refusal::OpReused => RefusalKind::OpReused,
+            Refusal::ByPrimary { kind, .. } => *kind,
+            _ => RefusalKind::Refused,
+        }
+    }
 }
 
 /// Why a node cannot take over in a switchover.
@@ -333,8 +373,6 @@ pub enum Unfit {
     NoFailover,
     /// It streams from another standby.
     Cascade,
-    /// It has no vote and no seat could be made for it.
-    NotListed,
 }
 
 /// Named facts behind a decision, in the order in which they were found.
@@ -385,7 +423,7 @@ impl std::fmt::Display for Refusal {
                 write!(f, "{have} voters answer, which is enough: run it without --alone")
             }
             Refusal::LossPossible { evidence } => {
-                write!(f, "acknowledged writes could be lost ({evidence}): add --force to accept that")
+                write!(f, "acknowledged writes could be lost ({evidence}): --accept-loss accepts that")
             }
             Refusal::NotPromotable { reason } => write!(f, "this node cannot be promoted: {reason}"),
             Refusal::NeedRepair { fork, committed } => write!(
@@ -409,14 +447,20 @@ impl std::fmt::Display for Refusal {
                 f.write_str("no standby can take over:")?;
                 unfit.iter().try_for_each(|(node, reason)| write!(f, " node {node}: {reason};"))
             }
-            Refusal::Aborted { reason, term } => {
+            Refusal::Aborted { reason, term, .. } => {
                 write!(f, "aborted: {reason}; the old primary goes on in term {term}")
             }
             Refusal::NoSwitchover => f.write_str("no switchover is under way here"),
             Refusal::HandedOver { to } => {
                 write!(f, "the work is handed over already: node {to} decides, look at `query`")
             }
-            Refusal::ByPrimary { node, text } => write!(f, "node {node} refused: {text}"),
+            Refusal::ByPrimary { node, kind: RefusalKind::Refused | RefusalKind::NoQuorum, text } => {
+                write!(f, "node {node} refused: {text}")
+            }
+            Refusal::ByPrimary { node, text, .. } => write!(f, "node {node} says: {text}"),
+            Refusal::PrimarySilent { node } => {
+                write!(f, "node {node}, the primary, was asked and does not answer: it may still happen")
+            }
             Refusal::OutcomeUnknown { stage } => {
                 write!(f, "handed over, and the end was not seen ({stage}): look at `query` for who leads")
             }
@@ -450,7 +494,6 @@ impl std::fmt::Display for Unfit {
             Unfit::Delayed => f.write_str("it is kept behind on purpose"),
             Unfit::NoFailover => f.write_str("it is configured never to take over (nofailover)"),
             Unfit::Cascade => f.write_str("it streams from another standby"),
-            Unfit::NotListed => f.write_str("it has no vote, and this version gives none in a switchover"),
         }
     }
 }

@@ -220,6 +220,8 @@ pub struct RoleMachine {
     pub(super) next_probe: Mono,
     /// The disk does not answer.
     pub(super) stalled: bool,
+    /// `-M pending`: it streams from nobody until it is told its role, so it takes over from nobody.
+    pub(super) kept_out: bool,
     /// It led when that began, or was about to ask by itself.
     pub(super) asks_when_back: bool,
     /// The newest term that an earlier process of this folder can have followed.
@@ -279,6 +281,7 @@ impl RoleMachine {
             last_followed: None,
             next_probe: now,
             stalled: false,
+            kept_out: false,
             asks_when_back: false,
             known_at_start: control.history.last().map_or(Term::NONE, |(term, _)| term),
             booted: false,
@@ -412,7 +415,7 @@ impl RoleMachine {
                 let message = RoleMessage::DryReply {
                     attempt,
                     promised: self.control.promised,
-                    leader: self.leader_seen(now),
+                    leader: self.leader_seen(now).filter(|seen| !self.kept_out || seen.node != from),
                     lease_ms: ms_up(self.grants.remaining(now)),
                     report: Box::new(self.report(log)),
                 };

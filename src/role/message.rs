@@ -3,6 +3,7 @@
 use super::codec::{Reader, Write};
 use super::done::{OpMark, put_maybe, read_maybe};
 use super::history::History;
+use super::input::RefusalKind;
 use super::policy::{Generation, PendingGeneration};
 use super::state::{Role, State};
 use crate::base::{CommittedLsn, Incarnation, Lsn, Mono, NodeId, Term};
@@ -66,6 +67,7 @@ pub enum Outcome {
         text: String,
     },
     Refused {
+        kind: RefusalKind,
         text: String,
     },
 }
@@ -360,6 +362,9 @@ fn release(r: &mut Reader<'_>) -> Option<Release> {
     Some(Release { leader: r.node()?, term: r.term()?, upto: Mono(r.u64()?) })
 }
 
+/// The first of the tags, one for each kind of refusal.
+const REFUSED: u8 = 2;
+
 fn put_outcome(out: &mut Vec<u8>, outcome: &Outcome) {
     match outcome {
         Outcome::Done { leader, term } => {
@@ -371,8 +376,8 @@ fn put_outcome(out: &mut Vec<u8>, outcome: &Outcome) {
             out.u8(1);
             out.text(text);
         }
-        Outcome::Refused { text } => {
-            out.u8(2);
+        Outcome::Refused { kind, text } => {
+            out.u8(REFUSED + *kind as u8);
             out.text(text);
         }
     }
@@ -382,8 +387,10 @@ fn outcome(r: &mut Reader<'_>) -> Option<Outcome> {
     match r.u8()? {
         0 => Some(Outcome::Done { leader: r.node()?, term: r.term()? }),
         1 => Some(Outcome::Would { text: r.text()? }),
-        2 => Some(Outcome::Refused { text: r.text()? }),
-        _ => None,
+        tag => {
+            let kind = *RefusalKind::ALL.get(usize::from(tag - REFUSED))?;
+            Some(Outcome::Refused { kind, text: r.text()? })
+        }
     }
 }
 
@@ -537,7 +544,6 @@ mod tests {
                 outcome: Outcome::Done { leader: NodeId(3), term: term(9) },
             },
             RoleMessage::SwitchoverAnswer { ask: 1, outcome: Outcome::Would { text: "yes".into() } },
-            RoleMessage::SwitchoverAnswer { ask: 1, outcome: Outcome::Refused { text: "no".into() } },
             RoleMessage::Prepare { attempt: 5, term: term(2), end },
             RoleMessage::Prepared { attempt: 5 },
             RoleMessage::Handover { attempt: 5, end, release, mark: None },
@@ -545,6 +551,10 @@ mod tests {
             RoleMessage::HandoverFailed { attempt: 5, text: "busy".into() },
             RoleMessage::Fenced { promised: term(1) },
         ];
+        for kind in RefusalKind::ALL {
+            let outcome = Outcome::Refused { kind, text: "no".into() };
+            all.push(RoleMessage::SwitchoverAnswer { ask: 1, outcome });
+        }
         for role in Role::ALL {
             for state in State::ALL {
                 all.push(RoleMessage::Status {

@@ -52,7 +52,7 @@ pub use done::{Deed, KnownOp, OpMark, OpRecord};
 pub use history::History;
 pub use input::{
     Command, CommandResult, Done, Effect, Evidence, FastForwardFailure, Input, LogView, PolicyChange,
-    Refusal, StoreAnswer, StoreRequest, TermStart, Unfit,
+    Refusal, RefusalKind, StoreAnswer, StoreRequest, TermStart, Unfit,
 };
 pub use lease::{Grants, LeaderLease};
 pub use machine::{RoleConfig, RoleMachine, Traits, Verdict};

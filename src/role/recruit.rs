@@ -118,7 +118,7 @@ pub fn evidence_of(
         reports.iter().map(|(node, report)| format!("{node}:{}@{}", report.end, report.last_term)).collect();
     let votes: Vec<String> = tallies
         .iter()
-        .map(|tally| format!("generation {}: {} of {} needed", tally.generation, tally.have, tally.need))
+        .map(|tally| format!("generation {}: {} answer, {} needed", tally.generation, tally.have, tally.need))
         .collect();
     Evidence::new(what)
         .with("logs", logs.join(" "))

@@ -18,6 +18,12 @@ impl RoleMachine {
         self.stalled
     }
 
+    /// This node was told to stay aside, or to come back. It says to the leader that it does not follow it, and to everybody
+    /// else that the leader is alive.
+    pub fn keep_out(&mut self, out: bool) {
+        self.kept_out = out;
+    }
+
     pub(super) fn disk_stalled(&mut self, now: Mono, log: &LogView, stalled: bool, out: &mut Vec<Effect>) {
         if self.stalled == stalled {
             return;

@@ -208,7 +208,7 @@ impl RoleMachine {
             Outcome::Would { text } => {
                 Ok(Done::Would { evidence: Evidence::new("the primary says").with("evidence", text) })
             }
-            Outcome::Refused { text } => Err(Refusal::ByPrimary { node: from, text }),
+            Outcome::Refused { kind, text } => Err(Refusal::ByPrimary { node: from, kind, text }),
         };
         out.push(Effect::Reply { op, result });
     }
@@ -226,7 +226,7 @@ impl RoleMachine {
                 let evidence = Evidence::new("switched over").with("seen by", self.control.node);
                 Ok(Done::SwitchedOver { leader, term, evidence })
             }
-            None if now >= away.until => Err(Refusal::OutcomeUnknown { stage: "the primary's answer" }),
+            None if now >= away.until => Err(Refusal::PrimarySilent { node: away.leader }),
             None => {
                 if now >= away.again {
                     self.away = Some(Away { again: now + AGAIN * 3, ..away });
@@ -361,15 +361,15 @@ impl RoleMachine {
             }
             Stage::Ask { until, again } => self.switch_ask(now, log, s, (until, again), out),
             Stage::Hold { .. } | Stage::Drain { .. } if now >= s.deadline => {
-                self.abort_switch("it was not ready to be handed over in time".into(), out)
+                self.abort_switch("it was not ready to be handed over in time".into(), true, out)
             }
             Stage::Hold { .. } | Stage::Drain { .. } if s.to.is_some_and(|to| self.gone.contains(&to)) => {
-                self.abort_switch("the next primary went away".into(), out)
+                self.abort_switch("the next primary went away".into(), false, out)
             }
             Stage::Hold { .. } => Step::Stay,
             Stage::Drain { end, image, again, prepared } => {
                 if log.end != end {
-                    return self.abort_switch("the log went on although writes were held".into(), out);
+                    return self.abort_switch("the log went on although writes were held".into(), false, out);
                 }
                 if prepared && log.committed.lsn() >= end && self.durable >= image {
                     return self.hand_over(now, s, end, out);
@@ -418,8 +418,8 @@ impl RoleMachine {
             .filter(|node| !s.reports.contains_key(node) && !self.gone.contains(node))
             .collect();
         let mut verdict = self.judge_switch(log, s);
-        // One named target that answered, and a quorum, are enough.
-        let sure = s.to.is_some() && verdict.is_ok();
+        // One named target that answered, and a quorum, are enough. Who only looks is told of everybody.
+        let sure = s.to.is_some() && verdict.is_ok() && !s.dry_run;
         if !missing.is_empty() && now < until && !sure {
             if now >= again {
                 let message = RoleMessage::Dry { attempt: s.attempt };
@@ -542,7 +542,7 @@ impl RoleMachine {
             if matches!(&self.phase, Phase::Leading(leading) if !leading.held) {
                 let reason = s.failure.take().unwrap_or_else(|| "the next primary did not take over".into());
                 self.forget_operation(out);
-                return Step::Over(Err(Refusal::Aborted { reason, term }));
+                return Step::Over(Err(Refusal::Aborted { reason, term, late: now >= s.deadline }));
             }
             if now >= again && now < s.deadline {
                 let message = RoleMessage::Handover { attempt: s.attempt, end, release, mark: s.mark };
@@ -588,7 +588,7 @@ impl RoleMachine {
             Some((true, to)) => Err(Refusal::HandedOver { to: to.expect("chosen") }),
             Some((false, _)) => {
                 let switch = self.switch.take().expect("just seen");
-                if let Step::Over(result) = self.abort_switch("somebody asked for that".into(), out) {
+                if let Step::Over(result) = self.abort_switch("somebody asked for that".into(), false, out) {
                     self.close_switch(switch, result, out);
                 }
                 Ok(Done::SwitchoverAborted { term: self.leading().unwrap_or(self.control.promised) })
@@ -598,11 +598,11 @@ impl RoleMachine {
     }
 
     /// Resumes writes in the same term.
-    fn abort_switch(&mut self, reason: String, out: &mut Vec<Effect>) -> Step {
+    fn abort_switch(&mut self, reason: String, late: bool, out: &mut Vec<Effect>) -> Step {
         let term = self.leading().unwrap_or(self.control.promised);
         self.resume_writes(out);
         self.forget_operation(out);
-        Step::Over(Err(Refusal::Aborted { reason, term }))
+        Step::Over(Err(Refusal::Aborted { reason, term, late }))
     }
 
     pub(super) fn resume_writes(&mut self, out: &mut Vec<Effect>) {
@@ -622,7 +622,7 @@ impl RoleMachine {
         let handed = |s: &mut Box<Switch>| matches!(s.stage, Stage::Handed { .. } | Stage::Followed { .. });
         if let Some(mut switch) = self.switch.take_if(handed) {
             let reason = switch.failure.take().unwrap_or_else(|| "the next primary did not take over".into());
-            self.close_switch(switch, Err(Refusal::Aborted { reason, term }), out);
+            self.close_switch(switch, Err(Refusal::Aborted { reason, term, late: false }), out);
         }
     }
 
@@ -690,7 +690,7 @@ impl RoleMachine {
                     ) => Outcome::Done { leader, term },
                     Ok(Done::Would { evidence }) => Outcome::Would { text: evidence.to_string() },
                     Ok(other) => Outcome::Would { text: format!("{other:?}") },
-                    Err(refusal) => Outcome::Refused { text: refusal.to_string() },
+                    Err(refusal) => Outcome::Refused { kind: refusal.kind(), text: refusal.to_string() },
                 };
                 self.told = Some(((node, ask), outcome.clone()));
                 let message = RoleMessage::SwitchoverAnswer { ask, outcome };
@@ -747,6 +747,7 @@ impl RoleMachine {
         } else if me.nofailover
             || me.delayed
             || self.stalled
+            || self.kept_out
             || self.control.status != DataStatus::Whole
             || !log.whole
         {

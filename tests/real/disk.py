@@ -104,6 +104,8 @@ def full(world, leave):
                 want(isinstance(client.do("SET", "x", "1"), Error), "a write is taken after one was refused")
             want("full" in (node.status() or {}).get("detail", ""), f"the status does not say it: {node.status()}")
             want(node.run("query").returncode == 0, "baton query on a full disk")
+            verdict = node.run("cluster", "status", "--detail", ok=0).stdout
+            want("cluster_state   : Degraded" in verdict and "disk full" in verdict, f"cluster status on a full disk: {verdict}")
             time.sleep(1.5)
             want(node.alive() and node.pid() == pid, f"the node ended on a full disk: {node.log()[-500:]}")
             disk.empty()

@@ -13,6 +13,7 @@ CHAPTERS = {
     "badinput": "bad input",
     "badfiles": "bad files and folders",
     "operate": "roles, policies, configuration",
+    "refusals": "commands that must be refused",
     "scripts": "stories told as transcripts",
     "decay": "pages that decay",
     "kills": "kill -9 under load",
