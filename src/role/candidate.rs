@@ -22,7 +22,7 @@ const GATHER_MAX: Duration = Duration::from_secs(5);
 const FORWARD_MAX: Duration = Duration::from_secs(600);
 
 /// One attempt to lead.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Recruit {
     pub(super) op: Option<u64>,
     /// On behalf of a standing request.
@@ -61,7 +61,7 @@ pub(super) struct Recruit {
     pub(super) stage: Stage,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Stage {
     Dry {
         until: Mono,

@@ -38,7 +38,7 @@ impl Stored {
 }
 
 /// A change of policy under way on its primary.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Change {
     /// `None`: the voter time-out asks.
     op: Option<u64>,

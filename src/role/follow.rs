@@ -10,7 +10,7 @@ use crate::base::planted::{Bug, planted};
 use crate::base::{Lsn, Mono, NodeId, Term};
 
 /// On the way to following a leader.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Adopt {
     leader: NodeId,
     term: Term,
@@ -19,7 +19,7 @@ pub(super) struct Adopt {
     step: Step,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Step {
     Fence(Fence),
     /// The new history is on its way to disk; the log agrees with it up to `fork`.

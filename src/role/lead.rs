@@ -15,7 +15,7 @@ use crate::base::{Lsn, Mono, NodeId, Term};
 const YIELD_MAX: Duration = Duration::from_secs(5);
 
 /// A term that this process started.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Leading {
     pub term: Term,
     pub start: Lsn,

@@ -85,7 +85,7 @@ pub enum Verdict {
 }
 
 /// What this node is to the cluster.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Phase {
     /// No leader known.
     Alone {
@@ -111,7 +111,7 @@ pub(super) struct Following {
 }
 
 /// The procedure under way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Work {
     None,
     /// Promising another node's candidate.
@@ -131,7 +131,7 @@ pub(super) struct Fence {
 }
 
 /// A standing request to become primary.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Wish {
     pub op: Option<u64>,
     /// Nobody asked: this node led this term last (or was being handed the work of it), and its process started anew.
@@ -146,7 +146,7 @@ pub(super) struct Wish {
 }
 
 /// A command that waits.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Queued {
     pub op: u64,
     pub mark: Option<OpMark>,
@@ -156,6 +156,7 @@ pub(super) struct Queued {
 
 /// One node's role. See the room's description.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct RoleMachine {
     pub(super) config: RoleConfig,
     pub(super) control: ControlState,

@@ -66,3 +66,5 @@ pub use switch::SwitchView;
 mod machine_tests;
 #[cfg(test)]
 mod mini;
+#[cfg(test)]
+mod model;

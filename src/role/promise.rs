@@ -9,7 +9,7 @@ use crate::base::planted::{Bug, planted};
 use crate::base::{Mono, NodeId, Term};
 
 /// A promise on its way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct PromiseWork {
     term: Term,
     candidate: NodeId,

@@ -76,7 +76,7 @@ impl StoredPolicy {
 }
 
 /// The store as this process knows it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct StoreSeen {
     pub revision: u64,
     pub value: Option<StoredPolicy>,
@@ -103,7 +103,7 @@ pub struct StoreView<'a> {
 }
 
 /// One conversation. A newer one takes its place; late answers to the old one carry its tickets.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Talk {
     id: u64,
     ticket: u64,
@@ -123,7 +123,7 @@ enum Stage {
 }
 
 /// How far a conversation is.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Talked {
     Wait,
     /// The store holds what was wanted, or was read.

@@ -40,7 +40,7 @@ enum Asker {
 }
 
 /// A switchover away from this node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Switch {
     asker: Asker,
     pub(super) mark: Option<OpMark>,

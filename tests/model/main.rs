@@ -1,6 +1,7 @@
 //! A bounded model of the safety rules, searched to its end: three nodes, terms, promises, one change of policy,
 //! switchover, restarts and rejoins. It is a model, written from the rules and not from the code of the role room; what
-//! the code does is watched by that room's miniature cluster.
+//! the code does is watched by that room's miniature cluster, and searched by its `model`, whose counts are in
+//! `machine.txt`.
 //!
 //! Every interleaving within the bounds is visited once, breadth first, beginning with a cluster that serves. Two facts are checked at each commit: what was
 //! ever committed stays the beginning of everything that is committed later, and nobody cuts below what it knows to be
