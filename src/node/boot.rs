@@ -292,10 +292,10 @@ fn open_store<S: Seam>(
     loop {
         match store.walk_step() {
             WalkStep::NeedPages(wanted) => {
-                for page in wanted {
-                    let bytes = seam
-                        .read_now(pages, page.0 * page_bytes as u64, page_bytes)
-                        .map_err(io("reading a page"))?;
+                let offsets: Vec<u64> = wanted.iter().map(|page| page.0 * page_bytes as u64).collect();
+                let found = seam.read_all_now(pages, &offsets, page_bytes);
+                for (page, bytes) in wanted.into_iter().zip(found) {
+                    let bytes = bytes.map_err(io("reading a page"))?;
                     if let Err(damage) = store.page_read(page, &bytes) {
                         tracing::error!(page = page.0, what = damage.what, "an inner page is damaged");
                     }
