@@ -36,7 +36,6 @@ pub struct Data {
     /// The next frame is too young for this delayed standby; it is looked at again then.
     pub delayed_until: Option<Mono>,
     /// Position at which the last checkpoint record was logged by this primary, and the shard it named.
-    next_shard: u16,
     last_checkpoint: Lsn,
     pub more_merges: bool,
     /// Roots of finished checkpoints not yet compared with other nodes.
@@ -74,7 +73,6 @@ impl Data {
             starved: false,
             superblock_busy: false,
             delayed_until: None,
-            next_shard: 0,
             last_checkpoint: applied,
             more_merges: true,
             fresh_roots: Vec::new(),
@@ -104,23 +102,22 @@ impl<S: Seam> Node<S> {
         if end.since(self.data.last_checkpoint) < share && !pressed {
             return;
         }
+        let store = &self.data.store;
         let shard = match pressed {
-            true => (0..shards).map(ShardId).max_by_key(|s| self.data.store.delta_bytes(*s)).expect("V > 0"),
-            false => {
-                let shard = ShardId(self.data.next_shard % shards);
-                self.data.next_shard = (self.data.next_shard + 1) % shards;
-                shard
-            }
+            true => (0..shards).map(ShardId).max_by_key(|s| store.delta_bytes(*s)),
+            // The one that a restart would replay the most log for. Not in turns: a leader that begins each time with the
+            // same shard, and leads for a short time only, would never come to the others.
+            false => (0..shards)
+                .map(ShardId)
+                .filter(|s| !store.merging(*s))
+                .filter(|s| {
+                    let old = end.since(store.checkpoint_lsn(*s)) >= self.checkpoint_bytes;
+                    old || store.delta_bytes(*s) > 0
+                })
+                .min_by_key(|s| store.checkpoint_lsn(*s)),
         };
         self.data.last_checkpoint = end;
-        if self.data.store.merging(shard) {
-            return;
-        }
-        if self.data.store.delta_bytes(shard) == 0
-            && end.since(self.data.store.checkpoint_lsn(shard)) < self.checkpoint_bytes
-        {
-            return;
-        }
+        let Some(shard) = shard.filter(|shard| !store.merging(*shard)) else { return };
         self.checkpoint_shard(shard);
     }
 

@@ -19,6 +19,8 @@ use super::stream::Reader;
 const SLICE_BYTES: usize = 1 << 20;
 /// The same while the node answers no reads yet, and so one read of the log.
 const CATCH_UP_BYTES: usize = 4 << 20;
+/// The same when it also streams: a commit may wait for its acknowledgement, one turn for each step.
+const STREAMING_BYTES: usize = 512 << 10;
 /// Log bytes read before they are needed: the disk works while the records before them are applied.
 const AHEAD_BYTES: usize = 2 * CATCH_UP_BYTES;
 /// How often a delayed standby looks whether the next frame is old enough, at least.
@@ -86,7 +88,12 @@ impl<S: Seam> Node<S> {
         if self.data.delayed_until.is_some_and(|until| self.now < until) {
             return false;
         }
-        let slice = if applied < self.readable_from { CATCH_UP_BYTES } else { SLICE_BYTES };
+        let alone = self.streams.receiver.is_none();
+        let slice = match applied < self.readable_from {
+            true if alone || self.data.redo.crew.lanes(CATCH_UP_BYTES) > 1 => CATCH_UP_BYTES,
+            true => STREAMING_BYTES,
+            false => SLICE_BYTES,
+        };
         let frames = match self.data.redo.ahead.front() {
             Some((header, _)) if header.first == applied => self.data.redo.take_ahead(slice),
             // What was read ahead belongs to a log that was cut since: it is read again.
