@@ -219,6 +219,11 @@ pub fn execute(session: &mut Session, args: Args<'_>, engine: &mut Engine<'_>, o
     if reply_mode == session::ReplyMode::SkipNext {
         session.reply_mode = session::ReplyMode::On;
     }
+    if speaks_http(name) {
+        return Outcome::Close { observed: Stamp::COMMITTED, wrote: false };
+    }
+    // A refusal shows nothing of the data, so it waits for nothing.
+    session.touched_data = false;
     let command = table::find(name);
     if command.is_none_or(|id| table::COMMANDS[usize::from(id)].name != "keys") {
         session.walk = None;
@@ -242,6 +247,12 @@ pub fn execute(session: &mut Session, args: Args<'_>, engine: &mut Engine<'_>, o
         _ => session.reply_mode = reply_mode,
     }
     outcome
+}
+
+/// A web page can make a browser send requests to this port, with commands in the body: as in Redis, the words with which
+/// such a request begins end the connection before anything behind them is read.
+fn speaks_http(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:")
 }
 
 /// The checks in front of every known command, in the order of Redis.
@@ -276,13 +287,13 @@ fn dispatch(
         }
         _ => spec.flags,
     };
-    session.touched_data = effective & (flags::STALE | flags::ALIVE) == 0;
     match permitted(effective, engine.mode) {
         Permission::Granted => {}
         Permission::Held if queued => {}
         Permission::Held => return Outcome::Held,
         Permission::Refused(text) => return reject(id, session, engine, out, text),
     }
+    session.touched_data = effective & (flags::STALE | flags::ALIVE) == 0;
     if queued {
         session.queue(id, spec.flags, args, out);
         return Outcome::Done { observed: Stamp::COMMITTED, wrote: false };
