@@ -24,11 +24,16 @@ pub(super) fn discard(call: &mut Call<'_, '_>) -> Step {
 }
 
 pub(super) fn exec(call: &mut Call<'_, '_>) -> Step {
+    let proto = call.session.proto;
     let Some(queue) = call.session.multi.take() else { return call.error(errors::EXEC_WITHOUT_MULTI) };
     let result = if queue.broken { call.error(errors::EXEC_ABORT) } else { run(call, &queue) };
     match &result {
         // It comes again as if nothing had happened.
-        Err(stop) if stop.comes_again() => call.session.multi = Some(queue),
+        Err(stop) if stop.comes_again() => {
+            call.session.multi = Some(queue);
+            // A HELLO among the commands had changed it.
+            call.session.proto = proto;
+        }
         // What it changes is told to the watchers when it ends; its own connection watches no longer.
         _ => call.engine.state.watches.forget(call.session.id),
     }
