@@ -27,13 +27,13 @@ pub(super) fn exec(call: &mut Call<'_, '_>) -> Step {
     let proto = call.session.proto;
     let Some(queue) = call.session.multi.take() else { return call.error(errors::EXEC_WITHOUT_MULTI) };
     let result = if queue.broken { call.error(errors::EXEC_ABORT) } else { run(call, &queue) };
+    if result.is_err() {
+        // A HELLO among the commands is taken back with them.
+        call.session.proto = proto;
+    }
     match &result {
         // It comes again as if nothing had happened.
-        Err(stop) if stop.comes_again() => {
-            call.session.multi = Some(queue);
-            // A HELLO among the commands had changed it.
-            call.session.proto = proto;
-        }
+        Err(stop) if stop.comes_again() => call.session.multi = Some(queue),
         // What it changes is told to the watchers when it ends; its own connection watches no longer.
         _ => call.engine.state.watches.forget(call.session.id),
     }

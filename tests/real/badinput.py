@@ -43,7 +43,7 @@ MISCHIEF = [
     ("unbalanced quotes", b'SET a "b\r\n', b"-ERR Protocol error: unbalanced quotes"),
     ("endless inline line", b"A" * 200_000, b"-ERR Protocol error: too big inline request"),
     ("zeroes", b"\0" * 100_000, b"-ERR Protocol error"),
-    ("an HTTP request", b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"-"),
+    ("an HTTP request", b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nPING\r\n", b""),
     ("a TLS hello", bytes.fromhex("1603010200010001fc0303") + b"\xaa" * 300 + b"\r\n", b"-"),
 ]
 
@@ -78,7 +78,7 @@ def bad_requests(world, sandbox):
             # Redis takes an empty or negative count for nothing at all.
             want(not got.startswith(b"+"), f"{name}: answered {got[:80]!r}")
         else:
-            want(got.startswith(answer), f"{name}: answered {got[:120]!r}, not {answer!r}")
+            want(got.startswith(answer) and (answer or not got), f"{name}: answered {got[:120]!r}, not {answer!r}")
             if answer.startswith(b"-ERR Protocol"):
                 want(ended, f"{name}: the connection stays open after a broken request")
         witness.still()
@@ -144,7 +144,7 @@ def every_command(world, sandbox):
     kinds = ["", "0", "1", "-1", "9223372036854775807", "-9223372036854775809", "1e400", "nan", "every:junk", "*", "[", "GET", "EX",
              "PX", "MATCH", "COUNT", "LIST", "INFO", "REPLY", "\r\n", b"\0\xff", "x" * 5000, "(", "STATS", "DOCS", "GETKEYS", "KILL", "ID"]
     with node.client() as client:
-        names = [name.decode() for name in client.do("COMMAND", "LIST")]
+        names = [name.decode() for name in client.do("COMMAND", "LIST") if b"|" not in name]
     # These end the connection, the data or the wait by design; they are tried without words only.
     ending = {"quit", "flushall", "flushdb", "shutdown", "monitor", "wait", "waitaof", "baton.waitlsn", "reset", "client", "debug"}
     asked = 0

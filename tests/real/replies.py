@@ -6,7 +6,7 @@ import shutil
 
 from compare import Link, Reference, converse, trees
 from harness import Broken, Sandbox, encode, tool, wait_for, want
-from spoken import AWAITED, ENDLESS, LATER, MUTED, PING, QUIT, SPOKEN, STRANGER
+from spoken import AWAITED, ENDLESS, LATER, MUTED, PING, QUIT, SPOKEN, STRANGER, UNSPOKEN
 from streams import Stream
 
 # ---- what may differ ----
@@ -318,6 +318,56 @@ def anonymous(replies):
     return re.sub(rb"\$2\r\nid\r\n:\d+\r\n", b"", replies)
 
 
+def quoted_lines(world, reference, node, count):
+    """Inline requests of quotes, escapes and blanks in any order; COMMAND GETKEYS tells how their words were read."""
+    parts = [
+        b'"',
+        b"'",
+        b"\\",
+        b" ",
+        b"\t",
+        b"x",
+        b"\\x4",
+        b"\\x41",
+        b"\\n",
+        b'\\"',
+        b"\\'",
+        b"ab",
+        b"\r",
+        b"\x0b",
+        b"\x0c",
+        b"\xff",
+        b"\x01",
+        b"\\xZZ",
+        b'""',
+        b"''",
+    ]
+    dice = random.Random(world.seed)
+    for _ in range(count):
+        words = b"".join(dice.choice(parts) for _ in range(dice.randint(1, 8)))
+        data = b"COMMAND GETKEYS DEL " + words + dice.choice([b"\r\n", b"\n"]) + QUIT
+        theirs, ours = converse(reference.port, [data]), converse(node.port, [data])
+        want(theirs == ours, f"seed {world.seed}: {data!r}: redis-server says {theirs!r}, baton {ours!r}")
+    return f"{count} lines from seed {world.seed}"
+
+
+def patterns(world, reference, node, count):
+    """What MATCH takes, for patterns made of everything that means something."""
+    names = [b"a", b"b", b"ab", b"abc", b"a-c", b"]", b"[", b"^", b"\\", b"a*", b"?", b"AB", b"\xff", b"", b"a]b", b"-", b"a^b", b"\\a"]
+    parts = [b"a", b"b", b"c", b"*", b"?", b"[", b"]", b"^", b"-", b"\\", b"[a-c]", b"[^a]", b"A", b"[]", b"[^]", b"[\\]]"]
+    dice = random.Random(world.seed)
+    with Link(reference.port) as theirs, Link(node.port) as ours:
+        for link in (theirs, ours):
+            link.do("FLUSHALL")
+            link.do("MSET", *[word for name in names for word in (name, b"v")])
+        for _ in range(count):
+            pattern = b"".join(dice.choice(parts) for _ in range(dice.randint(0, 5)))
+            words = dice.choice([["SCAN", "0", "COUNT", "1000", "MATCH", pattern], ["KEYS", pattern]])
+            (a, raw_a), (b, raw_b) = theirs.do(*words), ours.do(*words)
+            want(agree(words, a, b), f"seed {world.seed}: {words}: redis-server says {raw_a!r}, baton {raw_b!r}")
+    return f"{count} patterns from seed {world.seed}"
+
+
 def spoken(world, reference, node):
     cases = [data + PING + QUIT for data in SPOKEN]
     cases += [b"CLIENT REPLY OFF\r\n" + data + b"CLIENT REPLY ON\r\n" + PING + QUIT for data in MUTED]
@@ -328,6 +378,8 @@ def spoken(world, reference, node):
         if len(data) < 300:
             bytewise = converse(node.port, [data[at : at + 1] for at in range(len(data))])
             want(anonymous(bytewise) == anonymous(ours), f"{data[:120]!r}: byte by byte {bytewise[:300]!r}, at once {ours[:300]!r}")
+    for data in UNSPOKEN:
+        want(converse(node.port, [data]) == b"", f"{data!r} is answered: {converse(node.port, [data])}")
     for data in ENDLESS:
         theirs, ours = shout(reference.port, data), shout(node.port, data)
         want(theirs == ours and ours[1], f"{data[:20]!r}...: redis-server says {theirs}, baton {ours}")
@@ -576,6 +628,8 @@ def checks(report, world):
         ("stories", lambda: everyday(reference, node)),
         ("connections by turns", lambda: crossed_streams(world, reference, node, 400 if long else 8, 300)),
         ("broken streams", lambda: broken_streams(world, reference, node, 3000 if long else 30)),
+        ("quoted lines", lambda: quoted_lines(world, reference, node, 20_000 if long else 300)),
+        ("patterns", lambda: patterns(world, reference, node, 100_000 if long else 2000)),
         ("SCAN", lambda: scans(reference, node)),
         ("COMMAND INFO", lambda: shapes(reference, node)),
         ("large values", lambda: large(reference, node)),

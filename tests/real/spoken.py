@@ -109,8 +109,6 @@ SPOKEN = [
     b"CLIENT REPLY SKIP\r\nCLIENT REPLY maybe\r\n",
     b"CLIENT REPLY SKIP\r\nMULTI\r\nSET a 2\r\nEXEC\r\n",
     b"CLIENT REPLY SKIP\r\nWAIT 0 1\r\nPING x\r\n",
-    b"CLIENT REPLY SKIP\r\n*x\r\n",
-    b"CLIENT REPLY OFF\r\n*x\r\n",
     b"CLIENT REPLY OFF\r\nRESET\r\n",
 ]
 # The same with replies switched off, and on again in front of PING and QUIT.
@@ -129,6 +127,13 @@ MUTED = [
     b"CLIENT KILL ID 99999\r\n",
     b"DISCARD\r\nEXEC\r\n",
     b"SELECT 7\r\n",
+]
+# Muted to the end: baton closes without a word, Redis 7.0 forgets to.
+UNSPOKEN = [
+    b"CLIENT REPLY SKIP\r\n*x\r\n",
+    b"CLIENT REPLY OFF\r\nPING\r\n*x\r\n",
+    b"CLIENT REPLY SKIP\r\n" + QUIT,
+    b"CLIENT REPLY OFF\r\n" + QUIT,
 ]
 # Lines that do not end: refused before they do.
 ENDLESS = [b"A" * 70000, b"*" + b"1" * 70000, b"*1\r\n$" + b"1" * 70000]
