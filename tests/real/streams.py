@@ -214,7 +214,15 @@ class Stream:
     def expire(self):
         name = self.dice.choice([b"EXPIRE", b"PEXPIRE", b"EXPIREAT", b"PEXPIREAT"])
         times = MOMENTS if name.endswith(b"AT") else AFTER
-        return [name, self.key(), self.dice.choice(times), *self.some(b"NX", b"XX", b"GT", b"LT", most=2)]
+        return self.unlike([name, self.key(), self.dice.choice(times), *self.some(b"NX", b"XX", b"GT", b"LT", most=2)])
+
+    def unlike(self, words):
+        """A time that is compared with another is like no other: of two equal ones the later command means a later moment, or
+        the same millisecond."""
+        upper = [word.upper() for word in words]
+        if upper[0] in (b"EXPIRE", b"PEXPIRE") and (b"GT" in upper[3:] or b"LT" in upper[3:]) and words[2].isdigit() and len(words[2]) < 19:
+            words[2] = b"%d" % (self.dice.randrange(10**4, 10**6) * 1000)
+        return words
 
     def one_key(self):
         names = [b"GET", b"GETDEL", b"STRLEN", b"INCR", b"DECR", b"TYPE", b"PERSIST", b"TTL", b"PTTL", b"EXPIRETIME", b"PEXPIRETIME"]
@@ -402,7 +410,7 @@ class Stream:
             words[0] = bytes(byte ^ 0x20 if 65 <= byte <= 90 and dice.random() < 0.5 else byte for byte in words[0])
         if self.hangs(words):
             return self.command()
-        return words
+        return self.unlike(words)
 
     @staticmethod
     def hangs(words):
