@@ -416,6 +416,9 @@ class Stream:
     def hangs(words):
         """What would wait, close or silence the connection, or concerns others."""
         upper = [word.upper() for word in words]
+        # A HELLO that fails behind its SETNAME has set the name in Redis 7.0.
+        if upper[0] == b"HELLO" and b"SETNAME" in upper[:-2]:
+            return upper.index(b"SETNAME") < len(words) - 2
         if upper[0] == b"WAIT" and len(words) == 3:
             return upper[1] not in (b"0", b"-1", b"ABC", b"9223372036854775807", b"") or upper[2] == b"0"
         if upper[0] in (b"BATON.WAITLSN", b"SHUTDOWN", b"MONITOR", b"QUIT"):
