@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use baton::base::Digest;
+use baton::load::{Answer, Client};
 use baton::role::control::CONTROL_BYTES;
 use baton::store::SLOT_BYTES;
 use serde_json::Value;
@@ -77,6 +79,9 @@ fn a_node_that_was_never_started_is_down() {
     let made = json(&["init", "-D", &dir, "--cluster", "a", "--node", "1"], 0);
     assert_eq!(made["cluster_id"].as_str().unwrap().len(), 32);
     json(&["init", "-D", &dir], 1);
+    json(&["init", "-D", &dir, "--cluster", "a", "--node", "2"], 2);
+    let bare = json(&["run", "-D", lab.path()], 2)["error"]["message"].to_string();
+    assert!(bare.contains("is the disk mounted?"), "{bare}");
     assert_eq!(json(&["status", "-D", &dir], 3)["role"], "Down");
     assert_eq!(json(&["query", "-D", &dir], 3)["error"]["code"], "down");
     assert_eq!(json(&["stop", "-D", &dir], 0)["stopped"], false);
@@ -103,6 +108,50 @@ fn a_restarted_node_keeps_its_role_and_its_data() {
     assert!(json(&["wal", "keepers", "-D", &dir], 0)["end_lsn"].as_u64().unwrap() > before);
     assert_eq!(json(&["stop", "-D", &dir], 0)["stopped"], true);
     assert_eq!(json(&["status", "-D", &dir], 3)["role"], "Down");
+}
+
+/// Sends one command to a node of a sandbox.
+fn say(node: &Value, words: &[&[u8]]) -> Answer {
+    let addr = node["client"].as_str().unwrap().parse().unwrap();
+    let mut client = Client::connect(addr, None, Duration::from_secs(60)).unwrap();
+    client.call(words).unwrap()
+}
+
+#[test]
+fn without_its_voter_a_primary_refuses_writes_before_they_begin() {
+    let lab = Lab::new("lonely");
+    let up = ["sandbox", "up", "--dir", lab.path(), "--nodes", "2", "--commit-timeout", "300ms"];
+    let status = json(&up, 0);
+    let primary = &status["nodes"][0];
+    assert_eq!(say(primary, &[b"SET", b"a", b"1"]), Answer::Text(b"OK".into()));
+    json(&["sandbox", "kill", "2", "--dir", lab.path()], 0);
+    let mut doubts = 0;
+    let refusal = loop {
+        match say(primary, &[b"SET", b"a", b"2"]) {
+            // Until it is known that the voter stays away.
+            Answer::Error(text) if text.starts_with(b"UNKNOWN") => doubts += 1,
+            Answer::Error(text) => break String::from_utf8(text).unwrap(),
+            other => panic!("{other:?}"),
+        }
+        assert!(doubts < 100);
+    };
+    assert!(refusal.starts_with("NOREPLICAS"), "{refusal}");
+    let shown = json(&["sandbox", "status", "--dir", lab.path()], 0);
+    assert_ne!(shown["cluster_state"], "Normal");
+    assert_eq!(shown["nodes"][1]["client"], status["nodes"][1]["client"], "also of a node that is down");
+}
+
+#[test]
+fn a_demo_that_is_kept_can_be_used() {
+    let lab = Lab::new("kept");
+    let show = json(&["demo", "--dir", lab.path(), "--keep", "--steady", "500ms", "--power-cuts", "3"], 0);
+    assert_eq!((&show["holds"], &show["dir"]), (&true.into(), &lab.path().into()));
+    let load = &show["acts"].as_array().unwrap().iter().find(|act| act["name"] == "steady").unwrap()["load"];
+    assert!(load["throughput"].as_f64().unwrap() > 1.0, "{load}");
+    assert!(load["latency_us"]["p99"].as_u64().unwrap() > 0 && load["lag"]["samples"].is_u64(), "{load}");
+    let fenced = show["acts"].as_array().unwrap().iter().filter(|act| act["name"] == "rejoin");
+    assert_eq!(fenced.filter(|act| act["what"].as_str().unwrap().contains("is fenced (")).count(), 2);
+    assert_eq!(json(&["sandbox", "status", "--dir", lab.path()], 0)["cluster_state"], "Normal");
 }
 
 #[test]

@@ -183,6 +183,16 @@ impl Verb {
         }
     }
 
+    pub(super) fn has_no_fields(&self) -> bool {
+        match self {
+            Verb::Ping | Verb::Status | Verb::Query | Verb::FinalizeUpgrade => true,
+            Verb::WalKeepers | Verb::ConfigShow | Verb::Metrics | Verb::PolicyShow => true,
+            Verb::ClusterStatus { .. } | Verb::Role { .. } | Verb::History { .. } => false,
+            Verb::Reload { .. } | Verb::Stop { .. } => false,
+            Verb::Failover(_) | Verb::Switchover(_) | Verb::PolicySet(_) => false,
+        }
+    }
+
     /// Whether it changes something, so that it must not be carried out twice under one op id.
     pub fn changes(&self) -> bool {
         match self {

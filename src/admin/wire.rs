@@ -53,8 +53,14 @@ pub fn decode_request(line: &[u8]) -> Result<Request, Box<Response>> {
         let hint = "use the baton command of this node's version";
         return Err(Box::new(Response::failed(&op, ErrorCode::UnsupportedVersion, message, hint)));
     }
+    let other = fields.keys().find(|name| *name != "verb").cloned();
     let verb: Verb =
         serde_json::from_value(Value::Object(fields)).map_err(|error| Box::new(malformed(&op, error)))?;
+    // The variants with fields refuse strange ones by themselves.
+    if let Some(name) = other.filter(|_| verb.has_no_fields()) {
+        let what = format!("`{}` has no field `{name}`", verb.name());
+        return Err(Box::new(malformed(&op, what)));
+    }
     Ok(Request { v: version, op, verb })
 }
 
@@ -154,6 +160,7 @@ mod tests {
         for bad in [
             r#"{"op":"a","verb":"failover","dryrun":true}"#,
             r#"{"op":"a","verb":"stop","mode":"smart"}"#,
+            r#"{"op":"a","verb":"status","detail":true}"#,
             r#"{"op":"a","verb":"reboot"}"#,
             r#"{"op":"a"}"#,
             r#"{"verb":"ping"}"#,

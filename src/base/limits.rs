@@ -86,6 +86,14 @@ pub const DUE_KEYS_MAX: usize = 1 << 17;
 pub const DUE_KEY_BYTES_MAX: usize = 16 << 20;
 /// A client's unsent replies; past it the client is read no further.
 pub const CLIENT_OUTPUT_BYTES_SOFT: usize = 256 << 10;
+/// Empty buffers that are kept for the next use, of all clients together.
+pub const CLIENT_BUFFERS_KEPT_BYTES: usize = 16 << 20;
+/// One of them.
+pub const CLIENT_BUFFER_KEPT_MAX: usize = 64 << 10;
+/// Unread bytes of a client whose earlier requests are not done, above which no more are received from it.
+pub const CLIENT_INPUT_BYTES_SOFT: usize = 1 << 20;
+/// The same when all clients together have used up a quarter of what may be unread.
+pub const CLIENT_INPUT_BYTES_CROWDED: usize = 16 << 10;
 
 /// A message between peers, the log frames it carries included.
 pub const PEER_MESSAGE_BYTES_MAX: usize = FRAME_BYTES_MAX + (64 << 10);

@@ -333,6 +333,7 @@ pub struct View {
     pub node: u16,
     pub host: String,
     pub data: String,
+    pub client: String,
     pub peer: String,
     pub static_role: StaticRole,
     pub answer: Option<ClusterStatus>,
@@ -344,7 +345,7 @@ pub struct View {
 /// Lag of a standby is measured against the primary's own end of log, because a standby cannot know it alone.
 pub fn merge(views: &[View]) -> ClusterStatus {
     let newest = views.iter().filter_map(|view| view.answer.as_ref()).max_by_key(|status| status.term);
-    let mut nodes: Vec<NodeStatus> = views.iter().map(own_row).collect();
+    let mut nodes: Vec<NodeStatus> = views.iter().map(|view| own_row(view, newest)).collect();
     nodes.sort_by_key(|node| node.node);
     let seen_by_primary = views.iter().find_map(|view| {
         let status = view.answer.as_ref()?;
@@ -365,12 +366,17 @@ pub fn merge(views: &[View]) -> ClusterStatus {
     }
 }
 
-fn own_row(view: &View) -> NodeStatus {
+/// What a node says of itself; of a silent one, what its configuration says and who it was to the others.
+fn own_row(view: &View, newest: Option<&ClusterStatus>) -> NodeStatus {
     let own = view.answer.as_ref().and_then(|status| status.nodes.iter().find(|row| row.node == view.node));
     own.cloned().unwrap_or_else(|| {
         let role = if view.answer.is_some() { Role::Unknown } else { Role::Down };
         let mut row = NodeStatus::silent(NodeId(view.node), &view.host, &view.peer, view.static_role, role);
         row.data = view.data.clone();
+        row.client = Some(view.client.clone());
+        if let Some(known) = newest.and_then(|status| status.nodes.iter().find(|row| row.node == view.node)) {
+            row.static_role = known.static_role;
+        }
         row
     })
 }
@@ -451,6 +457,7 @@ mod tests {
             node,
             host: name.clone(),
             data: name.clone(),
+            client: name.clone(),
             peer: name,
             static_role: StaticRole::Standby,
             answer,

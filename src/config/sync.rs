@@ -100,9 +100,10 @@ fn parse_voters(list: &str, members: &[NodeId]) -> Result<Vec<NodeId>, (String, 
         })?;
         if !members.contains(&node) {
             let known: Vec<String> = members.iter().map(ToString::to_string).collect();
+            let known = if known.is_empty() { "none".to_string() } else { known.join(", ") };
             return Err((
                 format!("voter {node} is not a member"),
-                format!("members are {}; add a [[member]] or correct the list", known.join(", ")),
+                format!("members: {known}; add a [[member]] or correct the list"),
             ));
         }
         if voters.contains(&node) {

@@ -222,6 +222,8 @@ pub fn execute(session: &mut Session, args: Args<'_>, engine: &mut Engine<'_>, o
         return Outcome::Done { observed: Stamp::COMMITTED, wrote: false };
     };
     let start = out.len();
+    // A refusal shows nothing of the data, so it waits for nothing.
+    session.touched_data = false;
     let command = table::find(name);
     if command.is_none_or(|id| table::COMMANDS[usize::from(id)].name != "keys") {
         session.walk = None;
@@ -289,13 +291,13 @@ fn dispatch(
         }
         _ => spec.flags,
     };
-    session.touched_data = effective & (flags::STALE | flags::ALIVE) == 0;
     match permitted(effective, engine.mode) {
         Permission::Granted => {}
         Permission::Held if queued => {}
         Permission::Held => return Outcome::Held,
         Permission::Refused(text) => return reject(id, session, engine, out, text.as_bytes()),
     }
+    session.touched_data = effective & (flags::STALE | flags::ALIVE) == 0;
     if queued {
         session.queue(id, spec.flags, args, out);
         return Outcome::Done { observed: Stamp::COMMITTED, wrote: false };

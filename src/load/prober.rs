@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::checker::{KeyModel, Outcome, Verdict, Violation};
 use super::client::{Answer, Client};
+use super::report::LatencySummary;
+use crate::metrics::Latency;
 
 /// How to write.
 #[derive(Clone, Debug)]
@@ -43,11 +45,14 @@ struct Shared {
     window_us: AtomicU64,
     /// The first acknowledged write since somebody asked for it; 0 until there is one.
     first_us: AtomicU64,
+    /// From sending to answer, of the writes acknowledged since it was asked for last.
+    latency: Mutex<Latency>,
 }
 
 impl Shared {
-    fn acknowledged(&self) {
+    fn acknowledged(&self, took: Duration) {
         self.acknowledged.fetch_add(1, Ordering::Relaxed);
+        self.latency.lock().unwrap_or_else(PoisonError::into_inner).record(took);
         self.note_first();
         self.note_gap();
     }
@@ -95,6 +100,7 @@ impl Prober {
             gap_us: AtomicU64::new(0),
             window_us: AtomicU64::new(0),
             first_us: AtomicU64::new(0),
+            latency: Mutex::default(),
         });
         let writers = (0..options.writers)
             .map(|number| {
@@ -119,6 +125,12 @@ impl Prober {
     /// The longest time without an acknowledged write since the last call.
     pub fn take_gap(&self) -> Duration {
         Duration::from_micros(self.shared.window_us.swap(0, Ordering::Relaxed))
+    }
+
+    /// Latencies of the writes acknowledged since the last call.
+    pub fn take_latency(&self) -> LatencySummary {
+        let mut latency = self.shared.latency.lock().unwrap_or_else(PoisonError::into_inner);
+        LatencySummary::of(&std::mem::take(&mut *latency))
     }
 
     /// Forgets the first acknowledged write; the value is the moment, for [`Prober::first_since`].
@@ -314,12 +326,14 @@ impl Writer {
         let number = slot.next;
         slot.next += 1;
         let value = value(&slot.key, number);
+        let sent = Instant::now();
         let answer = client.call(&[b"SET", slot.key.as_bytes(), value.as_bytes()]);
+        let took = sent.elapsed();
         let (outcome, alive) = classify(&answer);
         match outcome {
             Outcome::Acknowledged => {
                 self.verdict.acknowledged += 1;
-                self.shared.acknowledged();
+                self.shared.acknowledged(took);
                 self.rest = REST_FIRST;
                 slot.acknowledged = true;
             }
@@ -481,6 +495,8 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(prober.first_since(mark).is_some());
+        let latency = prober.take_latency();
+        assert!(0 < latency.p50 && latency.p50 <= latency.p99 && latency.p99 <= latency.max, "{latency:?}");
         let history = prober.stop();
         meddle(&server);
         history.verify(server.addr, Duration::from_secs(5))

@@ -63,7 +63,7 @@ pub enum Verb {
     Start(Start),
     /// Stop a node and wait until it is gone
     #[command(
-        after_help = "Examples:\n  baton stop -D /data/1                      a primary waits until the standbys hold its log\n  baton stop -D /data/1 --mode immediate     as a crash\nExit codes: 0 gone, 3 it does not run, 5 not gone in time."
+        after_help = "Examples:\n  baton stop -D /data/1                      a primary waits until the standbys hold its log\n  baton stop -D /data/1 --mode immediate     as a crash\nExit codes: 0 gone, or it did not run; 5 not gone in time."
     )]
     Stop(Stop),
     /// Stop and start a node; it keeps its role
@@ -78,6 +78,9 @@ pub enum Verb {
     #[command(after_help = "Example:\n  baton query -D /data/1\nExit codes: 0 it answers, 3 it is down.")]
     Query,
     /// The whole cluster as this node knows it
+    #[command(
+        after_help = "Examples:\n  baton cluster status -D /data/1 --detail\n  baton cluster history -D /data/1\n  baton cluster stop --dir ./lab"
+    )]
     Cluster {
         #[command(subcommand)]
         verb: ClusterVerb,
@@ -99,6 +102,9 @@ pub enum Verb {
     /// Hand the primary's work to another node, planned, without losing anything
     Switchover(Switchover),
     /// Who must hold a write before it commits
+    #[command(
+        after_help = "Examples:\n  baton policy show -D /data/1\n  baton policy set -D /data/1 \"ANY 2 (1, 2, 3)\" --dry-run"
+    )]
     Policy {
         #[command(subcommand)]
         verb: PolicyVerb,
@@ -125,6 +131,7 @@ pub enum Verb {
         file: Option<PathBuf>,
     },
     /// The write-ahead log of a running node
+    #[command(after_help = "Example:\n  baton wal keepers -D /data/1")]
     Wal {
         #[command(subcommand)]
         verb: WalVerb,
@@ -133,10 +140,16 @@ pub enum Verb {
     #[command(
         after_help = "Examples:\n  baton inspect control -D /data/1\n  baton inspect tail -D /data/1              also while the node runs\nExit codes: 0 done, 4 the node runs."
     )]
-    Inspect { what: What },
+    Inspect {
+        /// Which of its files
+        what: What,
+    },
     /// Measure throughput and latency of a RESP server (baton, Redis, Valkey)
     Bench(Bench),
     /// A cluster of several nodes on this machine, for trying and testing
+    #[command(
+        after_help = "Examples:\n  baton sandbox up --dir ./lab --nodes 3\n  baton sandbox status --dir ./lab --detail\n  baton sandbox kill --dir ./lab 1\n  baton sandbox start --dir ./lab 1\n  baton sandbox down --dir ./lab --purge"
+    )]
     Sandbox {
         #[command(subcommand)]
         verb: SandboxVerb,
@@ -275,8 +288,10 @@ pub struct Drill {
     /// A sandbox; otherwise the cluster of the node of -D or --config
     #[arg(long)]
     pub dir: Option<PathBuf>,
+    /// How many in a row
     #[arg(long, default_value_t = 10)]
     pub times: u64,
+    /// Connections that write all the while
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub writers: u16,
     /// How long each may hold writes
@@ -299,8 +314,11 @@ pub enum WalVerb {
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
 pub enum What {
+    /// Every frame and record of the log
     Wal,
+    /// Identity, promise, history of terms, policy
     Control,
+    /// The checkpoints that the node starts from
     Superblock,
     /// What was cut off the log because nobody had acknowledged it
     Tail,
@@ -389,7 +407,8 @@ pub struct Restart {
 Examples:
   baton failover -D /data/2 --dry-run            say what would happen
   baton failover -D /data/2                      take over, if a quorum of voters agrees
-  baton failover -D /data/2 --alone --accept-loss   serve alone from the only copy left; states what is risked")]
+  baton failover -D /data/2 --alone --accept-loss   serve alone from the only copy left; states what is risked
+Exit codes: 0 done, 4 refused and nothing changed, 5 the outcome is not known.")]
 pub struct Failover {
     /// Only say what would happen
     #[arg(long)]
@@ -485,6 +504,7 @@ pub struct Bench {
     /// Servers; the next one is tried when one is gone or says READONLY. By default the node of -D
     #[arg(long, value_name = "ADDR", value_delimiter = ',')]
     pub addr: Vec<SocketAddr>,
+    /// Connections
     #[arg(long, default_value_t = 50)]
     pub clients: usize,
     /// Commands sent together before their replies are awaited
@@ -494,8 +514,10 @@ pub struct Bench {
     /// whose replies do not wait by themselves
     #[arg(long, default_value_t = 0)]
     pub wait: u32,
+    /// How long to measure
     #[arg(long, default_value_t = 10)]
     pub seconds: u64,
+    /// What is sent; mixed is reads with some writes
     #[arg(long, value_enum, default_value = "set")]
     pub workload: WorkloadArg,
     /// Who serves the reads: standbys are found by asking the servers for their role. In the mixed workload the
@@ -505,8 +527,10 @@ pub struct Bench {
     /// Share of writes in the mixed workload, in percent
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub writes: u8,
+    /// Bytes in each value
     #[arg(long, default_value_t = 100)]
     pub value_bytes: usize,
+    /// Different keys
     #[arg(long, default_value_t = 100_000)]
     pub keys: u64,
     /// Password sent with AUTH
@@ -515,6 +539,7 @@ pub struct Bench {
     /// Do not write every key before a workload that reads
     #[arg(long)]
     pub no_fill: bool,
+    /// Chooses keys and values
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Draw what was measured
@@ -532,30 +557,38 @@ pub enum SandboxVerb {
         after_help = "Example:\n  baton sandbox status --dir ./lab --detail\nExit code 3: all nodes are down."
     )]
     Status {
+        /// Folder of the sandbox
         #[arg(long)]
         dir: PathBuf,
+        /// Every node, policy and lag
         #[arg(long)]
         detail: bool,
     },
     /// Kill a node with SIGKILL
     #[command(after_help = "Example:\n  baton sandbox kill --dir ./lab 1")]
     Kill {
+        /// Folder of the sandbox
         #[arg(long)]
         dir: PathBuf,
+        /// Id of the node
         node: u16,
     },
     /// Start a node that is down
     #[command(after_help = "Example:\n  baton sandbox start --dir ./lab 1")]
     Start {
+        /// Folder of the sandbox
         #[arg(long)]
         dir: PathBuf,
+        /// Id of the node
         node: u16,
+        /// Role asked for; without it the node finds its own
         #[arg(short = 'M', long = "role", value_enum)]
         role: Option<RoleArg>,
     },
     /// Stop every node
     #[command(after_help = "Example:\n  baton sandbox down --dir ./lab --purge     and remove the folders")]
     Down {
+        /// Folder of the sandbox
         #[arg(long)]
         dir: PathBuf,
         /// And remove the data
@@ -569,6 +602,7 @@ pub struct SandboxUp {
     /// Folder that gets one folder per node
     #[arg(long)]
     pub dir: PathBuf,
+    /// How many nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
     pub nodes: u16,
     /// Clients get this port + node, peers + 100, HTTP + 200; by default the first free block from 17000
@@ -595,6 +629,7 @@ pub struct SandboxUp {
     /// Allow a memory file system, where "durable" means nothing
     #[arg(long)]
     pub allow_tmpfs: bool,
+    /// How long to wait until the cluster is Normal
     #[arg(long, default_value = "60s", value_parser = duration)]
     pub timeout: Duration,
 }
@@ -652,6 +687,20 @@ mod tests {
     #[test]
     fn the_grammar_is_sound() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_an_example_and_every_argument_a_sentence() {
+        fn look(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(after.contains("  baton "), "{path}: no example");
+            for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+                assert!(argument.get_help().is_some(), "{path}: {} is not explained", argument.get_id());
+            }
+            command.get_subcommands().for_each(|below| look(below, &path));
+        }
+        look(&Args::command(), "");
     }
 
     #[test]

@@ -125,13 +125,13 @@ fn plot(report: &Report, path: &Path) -> Result<(), Fail> {
 }
 
 /// Asks a node for the lag of its standbys while the load runs.
-struct LagWatch {
+pub struct LagWatch {
     stop: mpsc::Sender<()>,
     thread: JoinHandle<Vec<(u64, Option<u64>)>>,
 }
 
 impl LagWatch {
-    fn start(data: PathBuf) -> LagWatch {
+    pub fn start(data: PathBuf) -> LagWatch {
         let (stop, stopped) = mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {
             let mut samples = Vec::new();
@@ -143,7 +143,8 @@ impl LagWatch {
         LagWatch { stop, thread }
     }
 
-    fn stop(self) -> Vec<(u64, Option<u64>)> {
+    /// (bytes, milliseconds) of the slowest standby at each look.
+    pub fn stop(self) -> Vec<(u64, Option<u64>)> {
         drop(self.stop);
         self.thread.join().unwrap_or_default()
     }

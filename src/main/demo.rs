@@ -2,16 +2,18 @@
 //! simulated power cuts.
 
 use std::fmt::Write as _;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use baton::admin::{Exit, Failover, StopMode, Switchover, Verb};
 use baton::cluster::{NodeState, NodeStatus, Role};
-use baton::load::{ProbeOptions, Prober, Verdict, Violation};
+use baton::load::{Answer, Client, LagSummary, LatencySummary, ProbeOptions, Prober, Verdict, Violation};
 use baton::node::control::PID_FILE;
 use serde::Serialize;
 
 use super::args::{Common, Demo, SandboxUp};
+use super::bench::LagWatch;
 use super::demo_cuts::{self, Cuts};
 use super::lifecycle::{LOOK_AGAIN, stop_node};
 use super::sandbox::{self, Sandbox, bring_up, on_memory};
@@ -29,10 +31,40 @@ struct Act {
     name: &'static str,
     what: String,
     ms: u64,
+    /// Of an act that is nothing but load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    load: Option<Load>,
+}
+
+/// How the writers did for a while.
+#[derive(Clone, Debug, Serialize)]
+struct Load {
+    acknowledged: u64,
+    throughput: f64,
+    latency_us: LatencySummary,
+    lag: Option<LagSummary>,
+}
+
+impl std::fmt::Display for Load {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ms = |us: u64| us as f64 / 1000.0;
+        let (p50, p99) = (ms(self.latency_us.p50), ms(self.latency_us.p99));
+        let (count, rate) = (self.acknowledged, self.throughput);
+        write!(f, "{count} writes acknowledged, {rate:.0} per second, p50 {p50:.2} ms, p99 {p99:.2} ms")?;
+        match &self.lag {
+            Some(lag) => {
+                let time = lag.max_ms.map_or_else(String::new, |ms| format!(", {ms} ms"));
+                write!(f, ", standby lag at most {}{time}", render::bytes(lag.max_bytes))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
 struct Show {
+    /// Where the cluster lives, when it was kept.
+    dir: Option<PathBuf>,
     commit: String,
     acts: Vec<Act>,
     verdict: Verdict,
@@ -74,9 +106,20 @@ impl Stage<'_> {
     }
 
     fn act(&mut self, name: &'static str, begin: Instant, what: String) {
+        self.act_with(name, begin, what, None);
+    }
+
+    fn act_with(&mut self, name: &'static str, begin: Instant, what: String, load: Option<Load>) {
         let ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.say(&format!("  {what} ({ms} ms)"));
-        self.acts.push(Act { name, what, ms });
+        self.acts.push(Act { name, what, ms, load });
+    }
+
+    /// One line that is written over again and again while something takes its time; only for a terminal.
+    fn live(&self, text: &str) {
+        if !self.common.json && std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K{text}");
+        }
     }
 
     fn kill(&self, ids: &[u16]) -> Result<(), Fail> {
@@ -105,7 +148,7 @@ impl Stage<'_> {
 }
 
 pub fn demo(common: &Common, verb: &Demo) -> Outcome {
-    let dir = verb.dir.clone().map_or_else(default_dir, Ok)?;
+    let dir = verb.dir.clone().map_or_else(|| default_dir(common), Ok)?;
     let up = SandboxUp {
         dir,
         nodes: verb.nodes,
@@ -128,6 +171,8 @@ pub fn demo(common: &Common, verb: &Demo) -> Outcome {
         if let Ok(half) = Sandbox::open(&up.dir) {
             let _ = half.down();
         }
+        // Only if it is empty: then nobody has a use for it.
+        let _ = std::fs::remove_dir(&up.dir);
     })?;
     let mut stage = Stage { common, sandbox: &sandbox, steady: verb.steady, next: 2, acts: Vec::new() };
     stage.act("up", begin, format!("{} nodes, cluster_state Normal", verb.nodes));
@@ -150,8 +195,13 @@ pub fn demo(common: &Common, verb: &Demo) -> Outcome {
         count => Some(cut_power(&mut stage, verb, count)?),
     };
     let holds = verdict.holds() && power_cuts.as_ref().is_none_or(Cuts::holds);
-    let show = Show { commit: commit.clone(), acts: stage.acts, verdict, power_cuts, holds };
-    render::print(common, &show, &table(&show));
+    let kept = verb.keep.then(|| sandbox.dir.clone());
+    let show = Show { dir: kept, commit: commit.clone(), acts: stage.acts, verdict, power_cuts, holds };
+    let mut text = table(&show);
+    if verb.keep {
+        text += &to_paste(&sandbox);
+    }
+    render::print(common, &show, &text);
     Ok(if holds { Exit::Ok } else { Exit::Broken })
 }
 
@@ -214,17 +264,39 @@ fn table(show: &Show) -> String {
     text
 }
 
-/// Beside the working folder: the place for temporary files often lies in memory.
-fn default_dir() -> Result<PathBuf, Fail> {
-    let name = format!("baton-demo-{}", std::process::id());
+/// Lines for whoever goes on with the cluster that was kept.
+fn to_paste(sandbox: &Sandbox) -> String {
+    let dir = sandbox.dir.display();
+    let primary = sandbox.primary().unwrap_or(&sandbox.members[0]);
+    let (id, port) = (primary.id, primary.config.client_listen.port());
+    format!(
+        "\nthe cluster is still up; node {id} leads:\n\
+         \x20 baton cluster status --detail -D {dir}/{id}\n\
+         \x20 redis-cli -p {port} set hello world\n\
+         \x20 baton bench -D {dir}/{id} --clients 50 --seconds 5\n\
+         \x20 baton cluster history --dir {dir}\n\
+         \x20 baton sandbox down --dir {dir} --purge\n"
+    )
+}
+
+/// The place for temporary files often lies in memory, where durable means nothing: then another one, and a word about it.
+fn default_dir(common: &Common) -> Result<PathBuf, Fail> {
     let temporary = std::env::temp_dir();
-    let base = if on_memory(&temporary) {
-        std::env::current_dir()
-            .map_err(|error| Fail::failed(format!("no working folder: {error}"), "give --dir"))?
-    } else {
-        temporary
-    };
-    Ok(base.join(name))
+    let here = std::env::current_dir()
+        .map_err(|error| Fail::failed(format!("no working folder: {error}"), "give --dir"))?;
+    let places = [temporary.clone(), here, PathBuf::from("/var/tmp")];
+    // When all of them do, the sandbox says so and refuses.
+    let base = places.iter().find(|place| place.is_dir() && !on_memory(place)).unwrap_or(&temporary);
+    if *base != temporary {
+        let (memory, base) = (temporary.display(), base.display());
+        render::progress(
+            common,
+            &format!(
+                "{memory} is a memory file system (tmpfs), where \"durable\" means nothing: using {base}"
+            ),
+        );
+    }
+    Ok(base.join(format!("baton-demo-{}", std::process::id())))
 }
 
 fn play(stage: &mut Stage<'_>) -> Result<Verdict, Fail> {
@@ -294,9 +366,35 @@ fn primary_lost(stage: &mut Stage<'_>, prober: &Prober) -> Result<u16, Fail> {
 fn rejoin(stage: &mut Stage<'_>, prober: &Prober, old: u16) -> Result<(), Fail> {
     let begin = stage.open(&format!("the old primary, node {old}, comes back"));
     stage.start(&[old])?;
+    let answer = refused_write(stage, old)?;
     stage.wait_normal()?;
-    stage.act("rejoin", begin, format!("node {old} follows node {}, cluster_state Normal", stage.primary()?));
+    let what =
+        format!("node {old} is fenced ({answer}), follows node {}, cluster_state Normal", stage.primary()?);
+    stage.act("rejoin", begin, what);
     steady(stage, prober)
+}
+
+/// A write sent to the old primary itself: whatever its state, it must not take it. The value is the first word of the
+/// refusal.
+fn refused_write(stage: &Stage<'_>, old: u16) -> Result<String, Fail> {
+    let config = &stage.sandbox.member(old)?.config;
+    stage.command(&format!("redis-cli -p {} set fenced 0", config.client_listen.port()));
+    let answer = Client::connect(config.client_listen, None, PATIENCE)
+        .and_then(|mut client| client.call(&[b"SET", b"fenced", b"0"]))
+        .map_err(|error| Fail::failed(format!("node {old} does not answer a client: {error}"), ""))?;
+    match answer {
+        Answer::Error(text) => {
+            let text = String::from_utf8_lossy(&text).into_owned();
+            stage.say(&format!("  {text}"));
+            Ok(text.split_whitespace().next().unwrap_or_default().to_string())
+        }
+        other => Err(Fail::new(
+            Exit::Broken,
+            "broken",
+            format!("node {old} was replaced and took a write: {other:?}"),
+            "this must never happen: keep the logs",
+        )),
+    }
 }
 
 fn standby_restarted(stage: &mut Stage<'_>, prober: &Prober) -> Result<(), Fail> {
@@ -373,13 +471,24 @@ fn fresh_seed() -> Result<u64, Fail> {
 /// Lets the writers work for a while and says how much they did.
 fn steady(stage: &mut Stage<'_>, prober: &Prober) -> Result<(), Fail> {
     let time = stage.steady;
+    let lag = LagWatch::start(stage.sandbox.member(stage.primary()?)?.config.data.clone());
+    prober.take_latency();
     let (begin, before) = (Instant::now(), prober.acknowledged());
     while begin.elapsed() < time {
         std::thread::sleep(LOOK_AGAIN.min(time));
+        let (done, spent) = (prober.acknowledged() - before, begin.elapsed().as_secs_f64());
+        stage.live(&format!("  {spent:.1} s: {done} writes acknowledged"));
     }
+    stage.live("");
+    let (done, spent) = (prober.acknowledged() - before, begin.elapsed().as_secs_f64());
+    let load = Load {
+        acknowledged: done,
+        throughput: done as f64 / spent,
+        latency_us: prober.take_latency(),
+        lag: LagSummary::of(&lag.stop()),
+    };
     flowing(prober, "under steady load")?;
-    let done = prober.acknowledged() - before;
-    stage.act("steady", begin, format!("{done} writes acknowledged"));
+    stage.act_with("steady", begin, load.to_string(), Some(load));
     Ok(())
 }
 

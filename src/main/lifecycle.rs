@@ -39,6 +39,9 @@ pub fn init(common: &Common, verb: &Init) -> Outcome {
         })
         .transpose()?;
     let text = if path.exists() { None } else { Some(config_text(verb)?) };
+    if text.is_none() {
+        agrees(&place::load(&path)?, verb, &path)?;
+    }
     let (config, done) = init_node(&path, text.as_deref(), cluster_id)?;
     let value = json!({
         "node": config.node.0,
@@ -62,9 +65,26 @@ pub fn init(common: &Common, verb: &Init) -> Outcome {
         let id = done.cluster_id;
         let _ = writeln!(shown, "The other nodes join with: baton init -D DIR --cluster-id {id} ...");
     }
-    let _ = writeln!(shown, "Next: baton start -D {} -M primary", config.data.display());
+    // Who joins a cluster that is there finds its role by itself.
+    let role = if cluster_id.is_none() { " -M primary" } else { "" };
+    let _ = writeln!(shown, "Next: baton start -D {}{role}", config.data.display());
     render::print(common, &value, &shown);
     Ok(Exit::Ok)
+}
+
+/// A configuration that is there already is used as it stands, so the arguments must not say something else.
+fn agrees(config: &Config, verb: &Init, path: &Path) -> Result<(), Fail> {
+    let differs = |what: &str, found: &str, asked: &str| {
+        let message = format!("{} says {what} {found}, the command line {asked}", path.display());
+        Err(Fail::usage(message, "correct the file or remove it, or leave the option out"))
+    };
+    match (&verb.cluster, verb.node) {
+        (Some(cluster), _) if *cluster != config.cluster => differs("cluster", &config.cluster, cluster),
+        (_, Some(node)) if node != config.node.0 => {
+            differs("node", &config.node.to_string(), &node.to_string())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The configuration file that the arguments of `init` describe.
@@ -290,7 +310,9 @@ impl Launched {
                 let why = tail.lines().rev().find_map(|line| line.strip_prefix("baton: "));
                 let why = why.map_or_else(|| format!("({status})"), String::from);
                 let message = format!("node {} ended while starting: {why}", config.node);
-                Err(Fail::failed(message, format!("its log says:\n{tail}")))
+                // Not what stands in the message already.
+                let rest: Vec<&str> = tail.lines().filter(|line| !line.contains(&why)).collect();
+                Err(Fail::failed(message, format!("its log says:\n{}", rest.join("\n"))))
             }
             Err(error) => Err(Fail::failed(format!("the node cannot be watched: {error}"), "")),
         }
@@ -325,7 +347,9 @@ pub fn stop_node(data: &Path, mode: StopMode, patience: Duration) -> Result<bool
                 Err(fail) if fail.exit == Exit::Down => Ok(true),
                 Err(fail) => Err(fail),
             },
-            Err(_) => Ok(false),
+            Err(fail) if fail.exit == Exit::Down => Ok(false),
+            // There is somebody, who must not be asked or does not answer.
+            Err(fail) => Err(fail),
         };
     };
     let asked = ask::ask(data, Verb::Stop { mode });

@@ -24,10 +24,13 @@ pub fn config_path(common: &Common) -> Result<PathBuf, Fail> {
 /// Reads and checks a configuration file.
 pub fn load(path: &Path) -> Result<Config, Fail> {
     let text = fs::read_to_string(path).map_err(|error| {
-        let hint = match error.kind() {
-            std::io::ErrorKind::NotFound => "`baton init` creates a node",
-            _ => "check the path and the rights of the file",
-        };
+        if error.kind() == std::io::ErrorKind::NotFound {
+            // An empty folder may be the place where a disk should be.
+            let message =
+                format!("there is no node here, {} is missing: is the disk mounted?", path.display());
+            return Fail::usage(message, "a new node is made by `baton init`, and by nothing else");
+        }
+        let hint = "check the path and the rights of the file";
         Fail::usage(format!("cannot read {}: {error}", path.display()), hint)
     })?;
     parse(&text, path)

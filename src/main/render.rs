@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
+use baton::base::Lsn;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -43,7 +44,7 @@ fn branch(value: &Value, depth: usize, out: &mut String) {
     match value {
         Value::Object(fields) => {
             for (name, field) in fields {
-                match leaf(field) {
+                match named_leaf(name, field) {
                     Some(text) => writeln!(out, "{pad}{name}: {text}").expect("memory"),
                     None => {
                         writeln!(out, "{pad}{name}:").expect("memory");
@@ -54,7 +55,7 @@ fn branch(value: &Value, depth: usize, out: &mut String) {
         }
         Value::Array(items) => {
             for item in items {
-                match leaf(item) {
+                match leaf(item).or_else(|| row(item)) {
                     Some(text) => writeln!(out, "{pad}- {text}").expect("memory"),
                     None => {
                         writeln!(out, "{pad}-").expect("memory");
@@ -64,6 +65,22 @@ fn branch(value: &Value, depth: usize, out: &mut String) {
             }
         }
         other => writeln!(out, "{pad}{}", leaf(other).unwrap_or_default()).expect("memory"),
+    }
+}
+
+/// An object of nothing but leaves, on one line, so that a list of them reads like a table.
+fn row(value: &Value) -> Option<String> {
+    let fields = value.as_object()?;
+    let texts: Option<Vec<String>> =
+        fields.iter().map(|(name, field)| Some(format!("{name}: {}", named_leaf(name, field)?))).collect();
+    texts.map(|texts| texts.join("  "))
+}
+
+/// Positions in the log as people know them from all other texts.
+fn named_leaf(name: &str, value: &Value) -> Option<String> {
+    match value.as_u64() {
+        Some(at) if name.ends_with("_lsn") || name.contains("_lsn_") => Some(Lsn(at).to_string()),
+        _ => leaf(value),
     }
 }
 
@@ -97,7 +114,10 @@ mod tests {
     #[test]
     fn a_tree_reads_like_an_outline() {
         let value = serde_json::json!({"a": 1, "b": {"c": null, "d": []}, "e": ["x", {"f": true}]});
-        assert_eq!(tree(&value), "a: 1\nb:\n  c: -\n  d: none\ne:\n  - x\n  -\n    f: true\n");
+        assert_eq!(tree(&value), "a: 1\nb:\n  c: -\n  d: none\ne:\n  - x\n  - f: true\n");
+        let value = serde_json::json!({"start_lsn": 8192, "list": [{"n": 1, "at_lsn": 0}, {"n": {"m": 2}}]});
+        let text = "list:\n  - at_lsn: 0/0  n: 1\n  -\n    n:\n      m: 2\nstart_lsn: 0/2000\n";
+        assert_eq!(tree(&value), text);
         assert_eq!((bytes(1023).as_str(), bytes(1536).as_str()), ("1023 B", "1.5 KiB"));
     }
 }

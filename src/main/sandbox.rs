@@ -155,6 +155,7 @@ impl Sandbox {
             node: member.id,
             host: member.config.me().host.clone(),
             data: member.config.data.display().to_string(),
+            client: member.config.client_listen.to_string(),
             peer: member.config.peer_listen.to_string(),
             static_role: match member.config.me().upstream {
                 Some(_) => StaticRole::CascadeStandby,

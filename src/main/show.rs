@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use baton::admin::{Exit, Failover, Request, Verb, WalKeepers};
 use baton::base::Lsn;
-use baton::cluster::{ClusterStatus, NodeStatus, QueryStatus, Role, StaticRole};
+use baton::cluster::{ClusterStatus, NodeState, NodeStatus, QueryStatus, Role, StaticRole};
 use baton::config::{Config, KEYS, Key, MEMBER_KEYS, StoreChoice};
 use serde_json::json;
 
@@ -41,13 +41,15 @@ pub fn down_row(config: &Config) -> NodeStatus {
 
 fn status_line(config: &Config, status: &NodeStatus) -> String {
     let lsn = |at: Option<u64>| at.map_or_else(|| "-".into(), |at| Lsn(at).to_string());
-    let detail = if status.detail.is_empty() { String::new() } else { format!(" ({})", status.detail) };
+    // With Need repair the detail is part of the state's text.
+    let told = status.detail.is_empty() || status.state == NodeState::NeedRepair;
+    let detail = if told { String::new() } else { format!(" ({})", status.detail) };
     format!(
         "node {} of {}: {}, {}{detail}, clients {}, committed {}, applied {}\n",
         status.node,
         config.cluster,
         status.role,
-        status.state,
+        status.state_text(),
         status.client.as_deref().unwrap_or("-"),
         lsn(status.committed_lsn),
         lsn(status.applied_lsn),
@@ -146,7 +148,7 @@ pub fn check_config(common: &Common, keys: bool, file: Option<PathBuf>) -> Outco
     });
     let mut text = format!("{} is good\n", path.display());
     for (key, value) in config.describe() {
-        text += &format!("  {key:<18} {value}\n");
+        text += &format!("  {key:<20} {value}\n");
     }
     if config.store != StoreChoice::None {
         text += "the store is a folder: for nodes of this machine, and it protects from nothing that takes the whole machine\n";
@@ -166,6 +168,6 @@ pub fn check_config(common: &Common, keys: bool, file: Option<PathBuf>) -> Outco
 
 fn key_table(keys: &[Key]) -> String {
     keys.iter()
-        .map(|k| format!("{:<18} {} [{}; {}; default {}]\n", k.name, k.meaning, k.unit, k.range, k.default))
+        .map(|k| format!("{:<20} {} [{}; {}; default {}]\n", k.name, k.meaning, k.unit, k.range, k.default))
         .collect()
 }

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use baton::admin::{Exit, Failover, StopMode, Verb};
+use baton::base::Lsn;
 use baton::cluster::{NodeStatus, Role};
 use serde_json::{Value, json};
 
@@ -68,8 +69,12 @@ pub fn stop(common: &Common, which: &Whole) -> Outcome {
     let value = json!({"stopped": stopped, "final_lsn": told["final_lsn"], "standbys": standbys});
     let text = match (told["final_lsn"].as_u64(), behind.is_empty()) {
         (None, _) => format!("{} node(s) stopped; there was no primary\n", stopped.len()),
-        (Some(lsn), true) => format!("all is down; every connected standby holds the log up to {lsn}\n"),
-        (Some(lsn), false) => format!("all is down; node {} lacks log below {lsn}\n", behind.join(", ")),
+        (Some(lsn), true) => {
+            format!("all is down; every connected standby holds the log up to {}\n", Lsn(lsn))
+        }
+        (Some(lsn), false) => {
+            format!("all is down; node {} lacks log below {}\n", behind.join(", "), Lsn(lsn))
+        }
     };
     print(common, &value, &text);
     Ok(if behind.is_empty() { Exit::Ok } else { Exit::Failed })

@@ -329,7 +329,7 @@ impl<S: Seam> Node<S> {
     pub(super) fn answer_command(&mut self, op: u64, result: CommandResult) {
         if op == START_OP {
             match &result {
-                Ok(done) => tracing::info!(?done, "start request carried out"),
+                Ok(done) => tracing::info!(%done, "start request carried out"),
                 Err(refusal) => tracing::warn!(%refusal, "start request refused"),
             }
             return;

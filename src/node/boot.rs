@@ -261,7 +261,7 @@ pub(super) fn store_config(config: &Config, control: &ControlState) -> StoreConf
     StoreConfig {
         cluster: control.cluster,
         shards: control.shards,
-        cache_bytes: memory / 2,
+        cache_bytes: memory / 8 * 3,
         delta_bytes: memory / 4,
     }
 }
@@ -452,7 +452,8 @@ impl Parts {
         let clock = recovered.clock;
         let segment_bytes = role.control().segment_bytes;
         let input_budget = (config.memory / 8) as usize;
-        let clients = Clients::new(input_budget, seam.random());
+        let output_budget = (config.memory / 8) as usize;
+        let clients = Clients::new(input_budget, output_budget, seam.random());
         let mut node = Node {
             control: ControlFile::new(control_files),
             mark,

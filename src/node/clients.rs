@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::base::limits::CLIENT_OUTPUT_BYTES_SOFT;
+use crate::base::limits::{
+    CLIENT_BUFFER_KEPT_MAX, CLIENT_INPUT_BYTES_CROWDED, CLIENT_INPUT_BYTES_SOFT, CLIENT_OUTPUT_BYTES_SOFT,
+};
 use crate::base::{Mono, NodeId, Stamp};
 use crate::exec::{
     self, CommitLevel, Engine, ExecState, LsnRequest, Mode, Outcome, RoleRequest, Session, WaitRequest,
@@ -15,6 +17,7 @@ use crate::resp::{Parse, RequestParser};
 use crate::role::DataStatus;
 use crate::store::PageNo;
 
+use super::crowd::Crowd;
 use super::gates::{Level, Need, Replies, Watermarks};
 use super::host::{HostView, NoHost};
 use super::outbox::Outbox;
@@ -66,8 +69,12 @@ pub struct Client {
     pub(super) waiting: Waiting,
     paused: bool,
     /// Close once everything is out.
-    closing: bool,
+    pub(super) closing: bool,
     held_pages: Vec<PageNo>,
+    /// What its replies took when that was counted last.
+    pub(super) counted: usize,
+    /// When a send ended last, or began after everything was out.
+    took_at: Mono,
 }
 
 impl Client {
@@ -75,7 +82,19 @@ impl Client {
         self.input.len() - self.used
     }
     pub fn output_bytes(&self) -> usize {
-        self.replies.len() + self.outbox.unsent()
+        self.replies.memory() + self.outbox.unsent()
+    }
+    /// Since when the other side takes nothing of what was sent to it.
+    pub(super) fn takes_nothing_since(&self) -> Option<Mono> {
+        (self.outbox.unsent() > 0 && !self.closing).then_some(self.took_at)
+    }
+    /// Empty buffers of more than this are given back.
+    fn shrink(&mut self, kept: usize) {
+        if self.input.is_empty() && self.input.capacity() > kept {
+            self.input = Vec::new();
+        }
+        self.replies.shrink(kept);
+        self.outbox.shrink(kept);
     }
 }
 
@@ -90,7 +109,8 @@ pub struct Clients {
     /// First closed gate of each client.
     gates: BTreeMap<(Gate, Stamp), Vec<ConnId>>,
     /// Run again in the next turn.
-    again: Vec<ConnId>,
+    pub(super) again: Vec<ConnId>,
+    pub(super) crowd: Crowd,
     /// Run again when writes go on.
     held: Vec<ConnId>,
     pub(super) replicas_waiting: Vec<ConnId>,
@@ -140,7 +160,7 @@ fn gate_of(need: &Need, marks: &Watermarks) -> (Gate, Stamp) {
 }
 
 impl Clients {
-    pub fn new(input_budget: usize, seed: u64) -> Clients {
+    pub fn new(input_budget: usize, output_budget: usize, seed: u64) -> Clients {
         Clients {
             map: BTreeMap::new(),
             by_session: BTreeMap::new(),
@@ -148,6 +168,7 @@ impl Clients {
             next_session: 0,
             gates: BTreeMap::new(),
             again: Vec::new(),
+            crowd: Crowd::new(output_budget),
             held: Vec::new(),
             replicas_waiting: Vec::new(),
             lsn_waiting: Vec::new(),
@@ -172,8 +193,10 @@ impl Clients {
         self.map.get_mut(&conn)?.take()
     }
 
-    pub(super) fn put(&mut self, client: Box<Client>) {
-        let conn = client.conn;
+    pub(super) fn put(&mut self, mut client: Box<Client>) {
+        let (conn, now) = (client.conn, client.output_bytes());
+        self.crowd.count(client.counted, now);
+        client.counted = now;
         if let Some(place) = self.map.get_mut(&conn) {
             *place = Some(client);
         }
@@ -233,6 +256,8 @@ impl<S: Seam> Node<S> {
             paused: false,
             closing: false,
             held_pages: Vec::new(),
+            counted: 0,
+            took_at: self.now,
         };
         self.clients.map.insert(conn, Some(Box::new(client)));
         self.clients.by_session.insert(id, conn);
@@ -326,7 +351,7 @@ impl<S: Seam> Node<S> {
             match client.parser.parse(&client.input[client.used..], client.session.limits()) {
                 Ok(Parse::Incomplete) => break,
                 Ok(Parse::Request { consumed }) => {
-                    if !self.run_command(client) {
+                    if self.waits_for_room(client) || !self.run_command(client) {
                         break;
                     }
                     client.used += consumed;
@@ -347,9 +372,6 @@ impl<S: Seam> Node<S> {
         self.clients.input_total -= client.used;
         if client.used == client.input.len() {
             client.input.clear();
-            if client.input.capacity() > 64 << 10 {
-                client.input = Vec::new();
-            }
         } else {
             client.input.drain(..client.used);
         }
@@ -548,9 +570,14 @@ impl<S: Seam> Node<S> {
         let mut out = std::mem::take(&mut self.clients.scratch);
         client.replies.release(&marks, &mut out);
         self.metrics.count.client_bytes_out += out.len() as u64;
+        if client.outbox.unsent() == 0 {
+            client.took_at = self.now;
+        }
         client.outbox.append_owned(&mut out);
         out.clear();
-        self.clients.scratch = out;
+        if out.capacity() <= CLIENT_BUFFER_KEPT_MAX {
+            self.clients.scratch = out;
+        }
         client.outbox.pump(&mut self.seam, token::SEND);
         if let Some(need) = client.replies.waiting_for() {
             let key = gate_of(need, &marks);
@@ -561,13 +588,18 @@ impl<S: Seam> Node<S> {
         } else if client.closing && client.outbox.is_drained() {
             self.seam.submit(Op::Close { conn: client.conn });
         }
+        // What waits unread counts for all clients together. When much of that is used up, those that have whole requests
+        // here read on later, so that a crowd of them is slowed down and not sent away.
+        let crowded = self.clients.input_total > self.clients.input_budget / 4;
+        let enough = if crowded { CLIENT_INPUT_BYTES_CROWDED } else { CLIENT_INPUT_BYTES_SOFT };
         let full = client.output_bytes() >= CLIENT_OUTPUT_BYTES_SOFT
-            || (!matches!(client.waiting, Waiting::Nothing) && client.input_bytes() > 1 << 20);
+            || (!matches!(client.waiting, Waiting::Nothing) && client.input_bytes() > enough);
         if full != client.paused && !client.closing {
             client.paused = full;
             let conn = client.conn;
             self.seam.submit(if full { Op::PauseReceive { conn } } else { Op::Receive { conn } });
         }
+        client.shrink(self.clients.buffer_kept());
         self.clients.put(client);
     }
 
@@ -581,11 +613,13 @@ impl<S: Seam> Node<S> {
         }
         let Some(mut client) = self.clients.take(conn) else { return };
         client.outbox.sent(data);
+        client.took_at = self.now;
         // Output has room again: go on with what the client sent meanwhile.
         if client.input_bytes() > 0 {
             self.run_client(&mut client);
         }
         self.settle_client(client);
+        self.room_made();
     }
 
     pub(super) fn client_closed(&mut self, conn: ConnId) {
@@ -593,6 +627,8 @@ impl<S: Seam> Node<S> {
         let Some(Some(mut client)) = self.clients.map.remove(&conn) else { return };
         self.release_pages(&mut client);
         self.clients.input_total -= client.input.len();
+        self.clients.crowd.count(client.counted, 0);
+        self.room_made();
         self.clients.by_session.remove(&client.session.id);
         self.clients.state.forget(client.session.id);
     }
@@ -683,6 +719,7 @@ impl<S: Seam> Node<S> {
             return;
         }
         self.clients.timeouts_at = self.now + TIMEOUT_EVERY;
+        self.close_who_take_nothing();
         let limit = self.config.commit_timeout;
         let late: Vec<ConnId> = self
             .clients

@@ -184,9 +184,19 @@ impl Replies {
         }
     }
 
-    /// Held bytes.
-    pub fn len(&self) -> usize {
-        self.bytes.len()
+    /// Held bytes and what their gates take, which is more when replies are short.
+    pub fn memory(&self) -> usize {
+        self.bytes.len() + self.gates.len() * size_of::<Gate>()
+    }
+
+    /// Empty buffers of more than this are given back.
+    pub fn shrink(&mut self, kept: usize) {
+        if self.bytes.is_empty() && self.bytes.capacity() > kept {
+            self.bytes = Vec::new();
+        }
+        if self.gates.is_empty() && self.gates.capacity() * size_of::<Gate>() > kept {
+            self.gates = VecDeque::new();
+        }
     }
 }
 
@@ -220,7 +230,7 @@ mod tests {
         assert!(out.is_empty(), "the second reply may not overtake the first");
         replies.release(&marks(5), &mut out);
         assert_eq!(out, b"onetwo");
-        assert!(replies.len() == 0 && replies.waiting_for().is_none());
+        assert!(replies.memory() == 0 && replies.waiting_for().is_none());
     }
 
     #[test]

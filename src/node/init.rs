@@ -62,8 +62,9 @@ pub fn init(options: InitOptions) -> Result<InitDone, NodeError> {
 
 fn ring() -> Result<UringSeam, NodeError> {
     let small = UringConfig { entries: 64, buffers: 16, ..UringConfig::default() };
-    UringSeam::new(small)
-        .map_err(|e| NodeError::new(e.to_string(), "see docs/config.md on what baton needs of the kernel"))
+    UringSeam::new(small).map_err(|e| {
+        NodeError::new(e.to_string(), "README.md says under Requirements what baton needs of the kernel")
+    })
 }
 
 /// Creates a data folder through any seam.

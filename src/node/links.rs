@@ -338,8 +338,12 @@ impl Links {
 
     fn fail<S: Seam>(&mut self, seam: &mut S, conn: ConnId, now: Mono, text: String) {
         tracing::warn!(error = text, "peer link broke the protocol");
-        let up = matches!(self.links.get(&conn).map(|l| &l.phase), Some(Phase::Up(_)));
-        if up {
+        let Some(link) = self.links.get_mut(&conn) else { return };
+        let session = match link.phase {
+            Phase::Up(session) => Some(session),
+            _ => None,
+        };
+        if session.is_some() {
             // At most a goodbye: what came cannot be trusted.
             self.send(
                 seam,
@@ -349,6 +353,12 @@ impl Links {
             );
         }
         seam.submit(Op::Close { conn });
+        let Some(link) = self.links.get_mut(&conn) else { return };
+        // What is still on its way in is not looked at, so that a stranger gets one line of the log and no more.
+        link.phase = Phase::Closing(session);
+        if let Some(dial) = link.dialed.and_then(|node| self.dials.get_mut(&node)) {
+            dial.absence = Absence::Silent;
+        }
     }
 
     /// Ends a link after telling the peer why. The session that stood is returned: for this node the link is down from

@@ -24,6 +24,7 @@ mod clients;
 pub mod control;
 mod control_file;
 mod crew;
+mod crowd;
 mod cut;
 mod data;
 pub mod dir_store;

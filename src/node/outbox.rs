@@ -96,6 +96,13 @@ impl Outbox {
         }
     }
 
+    /// The buffer for the next send is given back when it is larger than this.
+    pub fn shrink(&mut self, kept: usize) {
+        if self.spare.capacity() > kept {
+            self.spare = Vec::new();
+        }
+    }
+
     /// Everything was handed over and reported.
     pub fn is_drained(&self) -> bool {
         !self.sending && self.queue.is_empty()

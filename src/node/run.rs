@@ -1,5 +1,6 @@
 //! The process around a node: ring, calibration, control thread, signals, exit codes.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -13,7 +14,9 @@ use crate::admin::{Failover, Request, Response, Verb};
 
 use crate::base::limits::{ADMIN_MAILBOX_MAX, REDO_WORKERS_DEFAULT_MAX};
 use crate::config::{Config, StoreChoice, WalSync};
-use crate::io::uring::{Calibration, UringConfig, UringSeam, calibrate};
+use crate::io::uring::{
+    Calibration, UringConfig, UringSeam, calibrate, give_back_large_buffers, raise_descriptor_limit,
+};
 use crate::io::{Seam, Waker};
 
 use super::boot::{BootError, BootOptions, LOCK_PATIENCE};
@@ -25,6 +28,8 @@ use super::{Node, Turn};
 const HISTORY_PATIENCE: Duration = Duration::from_secs(1);
 /// How often the trigger file is looked for.
 const TRIGGER_LOOK: Duration = Duration::from_millis(200);
+/// What a node opens beside its clients: files, listeners, links to peers, the admin socket's connections, HTTP.
+const DESCRIPTORS_OF_A_NODE: u64 = 256;
 
 pub use crate::admin::WantedRole as StartRole;
 
@@ -91,6 +96,8 @@ fn start(options: RunOptions) -> Result<Started, (String, u8)> {
     if let Some(role) = options.role {
         role_fits(&config, role).map_err(|text| (text, 2))?;
     }
+    give_back_large_buffers();
+    room_for_clients(&config);
     let (cores, why) = config.cores_on(processors());
     let mut seam = UringSeam::new(ring_config(&config, cores)).map_err(|e| (e.to_string(), 1))?;
     tracing::info!(cores, "{why}");
@@ -136,6 +143,20 @@ fn start(options: RunOptions) -> Result<Started, (String, u8)> {
     Ok((node, control, sender, history.thread))
 }
 
+/// Every client costs a descriptor, and the usual soft limit is 1024.
+fn room_for_clients(config: &Config) {
+    let wanted = config.max_clients as u64 + DESCRIPTORS_OF_A_NODE;
+    match raise_descriptor_limit() {
+        Ok(limit) if limit < wanted => tracing::warn!(
+            "the limit of open files is {limit}, too low for max_clients = {}: raise it to {wanted} (ulimit -Hn, or \
+             LimitNOFILE= in the systemd unit), or clients wait at the door without an answer",
+            config.max_clients
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be read"),
+    }
+}
+
 /// Size of the disk under a folder.
 fn disk_bytes(folder: &Path) -> Option<u64> {
     rustix::fs::statvfs(folder).ok().map(|disk| disk.f_blocks.saturating_mul(disk.f_frsize))
@@ -167,24 +188,32 @@ fn ring_config(config: &Config, cores: u16) -> UringConfig {
 
 /// Calibration, unless the configuration says it all.
 fn tune(seam: &mut UringSeam, config: &Config) -> Result<Calibration, (String, u8)> {
-    let missing = |e: std::io::Error| {
-        let text = format!(
-            "the data folder {} cannot be used: {e}. Is the disk mounted? A new node is made by `baton init` only",
-            config.data.display()
-        );
-        (text, 1)
-    };
-    if !config.data.join("control.a").exists() && !config.data.join("control.b").exists() {
-        return Err(missing(std::io::Error::from(std::io::ErrorKind::NotFound)));
+    // Nothing is written into a folder that may be the empty place where a disk should be mounted.
+    let control = ["control.a", "control.b"].map(|name| config.data.join(name));
+    if control.iter().all(|path| matches!(path.try_exists(), Ok(false))) {
+        let path = config.data.display().to_string();
+        return Err((BootError::NotInitialised { path }.to_string(), 1));
     }
+    let unmeasured = |why: &str| Calibration {
+        durable_writes: true,
+        frames_in_flight: 4,
+        flush_thread: false,
+        report: format!("log disk not measured: {why}"),
+    };
     let mut tuning = match (config.wal_sync, config.frames_in_flight) {
-        (WalSync::Auto, _) | (_, None) => calibrate(seam, &config.data).map_err(missing)?,
-        _ => Calibration {
-            durable_writes: true,
-            frames_in_flight: 4,
-            flush_thread: false,
-            report: "not calibrated: the configuration chooses".to_string(),
+        (WalSync::Auto, _) | (_, None) => match calibrate(seam, &config.data) {
+            Ok(measured) => measured,
+            // Reads and the admin socket need no room: a node comes up on a full disk too.
+            Err(e) if matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                tracing::warn!("the disk is full: {e}");
+                unmeasured("the disk is full")
+            }
+            Err(e) => {
+                let text = format!("the data folder {} cannot be written: {e}", config.data.display());
+                return Err((text, 1));
+            }
         },
+        _ => unmeasured("the configuration chooses"),
     };
     match config.wal_sync {
         WalSync::Auto => {}
@@ -198,7 +227,7 @@ fn tune(seam: &mut UringSeam, config: &Config) -> Result<Calibration, (String, u
         durable_writes = tuning.durable_writes,
         frames_in_flight = tuning.frames_in_flight,
         flush_thread = tuning.flush_thread,
-        "log disk: {}",
+        "{}",
         tuning.report
     );
     Ok(tuning)

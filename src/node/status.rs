@@ -316,7 +316,9 @@ impl<S: Seam> Node<S> {
             // A standby whose disk hangs knows of no newer commit and thinks that it lacks nothing.
             let slot = self.streams.senders.values().find(|slot| slot.sender.peer().node == member.node);
             if let Some(acked) = slot.and_then(|slot| slot.sender.acked()) {
-                let age = self.streams.commit_lag.age(acked.applied.lsn(), self.now).as_millis() as u64;
+                // Whichever of the two is the newer word.
+                let applied = acked.applied.lsn().max(Lsn(row.applied_lsn.unwrap_or(0)));
+                let age = self.streams.commit_lag.age(applied, self.now).as_millis() as u64;
                 row.lag_ms = row.lag_ms.map(|said| said.max(age));
             }
             // Below a standby nothing counts towards commit, and the primary does not know who is there.

@@ -1,6 +1,7 @@
 //! What goes into the role machine and what comes out of it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use super::control::{ControlState, DataStatus};
@@ -256,6 +257,23 @@ pub enum Done {
     PolicyChanged { generation: u64, evidence: Evidence },
     /// It was done before, under the same op id, perhaps by another node. `start`: where it stands in the log.
     Before { deed: Deed, start: Lsn },
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Done::Primary { term, start, .. } => write!(f, "primary in term {term} from {start}"),
+            Done::Would { .. } => f.write_str("it would work"),
+            Done::Following { leader, term } => write!(f, "follows node {leader} in term {term}"),
+            Done::Standby => f.write_str("stays a standby"),
+            Done::SwitchedOver { leader, term, .. } => write!(f, "node {leader} leads term {term}"),
+            Done::SwitchoverAborted { term } => write!(f, "no switchover runs, term {term} goes on"),
+            Done::PolicyChanged { generation, .. } => {
+                write!(f, "policy generation {generation} is in force")
+            }
+            Done::Before { start, .. } => write!(f, "was done before, at {start}"),
+        }
+    }
 }
 
 /// Why a command was not done. Every variant says what to do.

@@ -67,7 +67,7 @@ def control_files(world):
         node.kill()
         for name in keep:
             os.remove(node.path(name))
-        refused(node, "Is the disk mounted", "init")
+        refused(node, "is the disk mounted", "init")
         return "one damaged, cut or missing copy heals; both are refused"
 
 
@@ -139,9 +139,13 @@ def folders(world):
         # Empty: not a new node, but perhaps an unmounted disk.
         shutil.copy(sandbox.node(3).path("baton.toml"), spare.folder)
         done = run(world.baton, "run", "-D", spare.folder)
-        want(done.returncode != 0 and "Is the disk mounted" in done.stdout + done.stderr, f"run on an empty folder: {done.stderr[:300]}")
-        refused(spare, "Is the disk mounted")
+        want(done.returncode != 0 and "is the disk mounted" in done.stdout + done.stderr, f"run on an empty folder: {done.stderr[:300]}")
+        refused(spare, "is the disk mounted")
         want(sorted(set(os.listdir(spare.folder)) - {"log"}) == ["baton.toml"], f"something was created: {os.listdir(spare.folder)}")
+
+        os.remove(spare.path("baton.toml"))
+        done = run(world.baton, "run", "-D", spare.folder)
+        want(done.returncode == 2 and "is the disk mounted" in done.stderr, f"run on a bare folder: {done.stderr[:300]}")
 
         # A second process on the same folder.
         third = sandbox.node(3)

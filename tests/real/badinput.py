@@ -43,7 +43,8 @@ MISCHIEF = [
     ("unbalanced quotes", b'SET a "b\r\n', b"-ERR Protocol error: unbalanced quotes"),
     ("endless inline line", b"A" * 200_000, b"-ERR Protocol error: too big inline request"),
     ("zeroes", b"\0" * 100_000, b"-ERR Protocol error"),
-    ("an HTTP request", b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nPING\r\n", b""),
+    ("an HTTP request", b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nFLUSHALL\r\n", b""),
+    ("another one", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nFLUSHALL\r\n", b"-ERR wrong number of arguments for 'get' command\r\n"),
     ("a TLS hello", bytes.fromhex("1603010200010001fc0303") + b"\xaa" * 300 + b"\r\n", b"-"),
 ]
 
@@ -79,6 +80,8 @@ def bad_requests(world, sandbox):
             want(not got.startswith(b"+"), f"{name}: answered {got[:80]!r}")
         else:
             want(got.startswith(answer) and (answer or not got), f"{name}: answered {got[:120]!r}, not {answer!r}")
+            if b"HTTP" in data:
+                want(ended and got == answer, f"{name}: a browser can send commands: {got[:200]!r}")
             if answer.startswith(b"-ERR Protocol"):
                 want(ended, f"{name}: the connection stays open after a broken request")
         witness.still()

@@ -108,6 +108,13 @@ def full(world, leave):
             want("cluster_state   : Degraded" in verdict and "disk full" in verdict, f"cluster status on a full disk: {verdict}")
             time.sleep(1.5)
             want(node.alive() and node.pid() == pid, f"the node ended on a full disk: {node.log()[-500:]}")
+            # A restart needs no room either: reads and the admin socket are back, writes are refused.
+            node.kill()
+            node.start("-M", "primary")
+            wait_for(lambda: node.role() == ("Primary", "Normal"), 15, "no primary after a restart on a full disk")
+            with node.client() as client:
+                value = client.do("GET", f"full:{first[0]}")
+                want(value and value.startswith(b"%d:" % first[0]), f"after a restart on a full disk: {value and value[:60]}")
             disk.empty()
 
             def resumed():

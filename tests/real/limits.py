@@ -1,6 +1,8 @@
 """What a node takes: a core's share when idle, memory under load."""
 
 import os
+import resource
+import socket
 import threading
 import time
 
@@ -66,6 +68,57 @@ def crowded(world):
         return text
 
 
+def unread(world):
+    """3000 connections that ask for a lot and read nothing: their replies stay within their share of `memory`."""
+    budget, rest, size = 256, 64, 100_000
+    with Sandbox(world, "unread", 1) as sandbox:
+        node = sandbox.node(1)
+        with node.client() as client:
+            for number in range(20):
+                want(client.do("SET", f"big:{number}", os.urandom(size)) == b"OK", "SET")
+        asking = b"".join(encode("GET", f"big:{number}") for number in range(20))
+        links, peak = [], 0.0
+        for _ in range(3000):
+            link = socket.socket()
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            link.connect(("127.0.0.1", node.port))
+            link.setblocking(False)
+            link.send(asking)
+            links.append(link)
+            peak = max(peak, memory(node.pid()))
+        with node.client(timeout=30) as client:
+            want(client.do("GET", "big:0") is not None, "others are not served while many read nothing")
+        peak = max(peak, memory(node.pid()))
+        for link in links:
+            link.close()
+        text = f"peak {peak:.0f} MiB resident, memory = {budget} MiB, 3000 clients asked for {3000 * 20 * size >> 30} GiB"
+        want(peak < budget + rest, text)
+        return text
+
+
+def descriptors(world):
+    """The usual soft limit of open files is far below `max_clients`: the node raises it by itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    node = Sandbox(world, "descriptors", 1)
+    try:
+        # What is started from here inherits it.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+        node.up()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with node as sandbox:
+        clients = [Client(sandbox.node(1).port, timeout=20) for _ in range(400)]
+        for client in clients:
+            client.send(encode("PING"))
+        answered = sum(client.read() == b"PONG" for client in clients)
+        for client in clients:
+            client.close()
+        want(answered == 400, f"with a soft limit of 128 open files {answered} of 400 clients are answered")
+        return "400 clients with a soft limit of 128"
+
+
 def checks(report, world):
     report.check("an idle node", idle, world)
     report.check("memory with 2000 clients", crowded, world)
+    report.check("clients that do not read", unread, world)
+    report.check("the limit of open files", descriptors, world)

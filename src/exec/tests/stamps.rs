@@ -146,6 +146,31 @@ fn an_exec_with_watched_keys_speaks_of_data() {
 }
 
 #[test]
+fn a_refusal_shows_nothing_of_the_data() {
+    let mut world = World::new();
+    world.say(1, "GET a");
+    assert!(world.sessions[&1].touched_data());
+    world.mode = Mode::Primary { writes: Writes::Refused(errors::NO_REPLICAS) };
+    assert!(world.say(1, "SET a 1").starts_with("-NOREPLICAS"));
+    assert!(!world.sessions[&1].touched_data(), "it need not wait for a lease that will not come");
+    world.say(1, "GET a");
+    assert!(world.sessions[&1].touched_data());
+    world.say(1, "NOSUCH");
+    assert!(!world.sessions[&1].touched_data());
+}
+
+#[test]
+fn a_web_page_sends_no_commands() {
+    let mut world = World::new();
+    for first in ["POST / HTTP/1.1", "Host: 127.0.0.1", "host: x"] {
+        let mut out = Vec::new();
+        let outcome = world.run_once(1, &words(first), &mut out);
+        assert!(matches!(outcome, Outcome::Close { wrote: false, .. }), "{outcome:?}");
+        assert!(out.is_empty());
+    }
+}
+
+#[test]
 fn held_writes_come_again_and_reads_go_on() {
     let mut world = World::new();
     world.send(1, &words("MSET a 1 b 2"));

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use io_uring::{EnterFlags, IoUring, squeue, types};
+use io_uring::{EnterFlags, IoUring, Probe, squeue, types};
 
 use super::pool::BufferPool;
 use super::sys;
@@ -61,6 +61,7 @@ impl Ring {
                             format!("Linux {} is too old: baton needs io_uring of 5.11 or newer", release()),
                         ));
                     }
+                    all_calls_allowed(&ring).map_err(|error| explained(&error))?;
                     let registered = register_ring(ring.as_raw_fd());
                     return Ok(Ring { ring, registered, backlog: VecDeque::new(), mode });
                 }
@@ -260,6 +261,15 @@ fn build(mode: &str, entries: u32) -> io::Result<IoUring> {
         builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
     }
     builder.build(entries)
+}
+
+/// A filter of system calls may let a ring be made and then forbid to use it: found out here, with a sentence, and not
+/// at the first wait.
+fn all_calls_allowed(ring: &IoUring) -> io::Result<()> {
+    // SAFETY: nothing is submitted, nothing is waited for, and no memory is named.
+    unsafe { ring.submitter().enter::<()>(0, 0, 0, None) }?;
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)
 }
 
 fn release() -> String {
