@@ -158,6 +158,12 @@ impl<'c, 'e> Call<'c, 'e> {
         self.reply().error(text);
         Ok(())
     }
+    /// An error with a client's own word in it.
+    pub fn error_about(&mut self, before: &str, word: &[u8], behind: &str) -> Step {
+        let word = errors::shown(word, word.len());
+        self.reply().error_bytes(&[before.as_bytes(), word, behind.as_bytes()].concat());
+        Ok(())
+    }
     pub fn integer(&mut self, value: i64) -> Step {
         self.reply().integer(value);
         Ok(())

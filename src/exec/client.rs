@@ -3,52 +3,38 @@
 use super::call::{Call, Step};
 use super::errors;
 use super::session::{ReplyMode, Session};
+use super::table::flags::NO_MULTI;
+use super::table::{Sub, sub};
 use crate::resp::{Proto, parse_i64};
 
-type Sub = (&'static str, i16, fn(&mut Call<'_, '_>) -> Step);
-
-/// Subcommands with their arity, counted from CLIENT.
-const SUBCOMMANDS: [Sub; 17] = [
-    ("CAPA", -3, capa),
-    ("GETNAME", 2, getname),
-    ("GETREDIR", 2, getredir),
-    ("HELP", 2, help),
-    ("ID", 2, id),
-    ("INFO", 2, info),
-    ("KILL", -3, kill),
-    ("LIST", -2, list),
-    ("MAINT_NOTIFICATIONS", -3, maint_notifications),
-    ("NO-EVICT", 3, no_evict),
-    ("NO-TOUCH", 3, no_touch),
-    ("REPLY", 3, reply),
-    ("SETINFO", 4, setinfo),
-    ("SETNAME", 3, setname),
-    ("TRACKING", -3, tracking),
-    ("UNBLOCK", -3, unblock),
-    ("UNPAUSE", 2, unpause),
+pub(super) static SUBCOMMANDS: [Sub; 17] = [
+    sub("client|capa", -3, 0, capa),
+    sub("client|getname", 2, 0, getname),
+    sub("client|getredir", 2, 0, getredir),
+    sub("client|help", 2, 0, help),
+    sub("client|id", 2, 0, id),
+    sub("client|info", 2, 0, info),
+    sub("client|kill", -3, 0, kill),
+    sub("client|list", -2, 0, list),
+    sub("client|maint_notifications", -3, 0, maint_notifications),
+    sub("client|no-evict", 3, 0, no_evict),
+    sub("client|no-touch", 3, 0, no_touch),
+    sub("client|reply", 3, NO_MULTI, reply),
+    sub("client|setinfo", 4, 0, setinfo),
+    sub("client|setname", 3, 0, setname),
+    sub("client|tracking", -3, 0, tracking),
+    sub("client|unblock", -3, 0, unblock),
+    sub("client|unpause", 2, 0, unpause),
 ];
 
 pub(super) fn client(call: &mut Call<'_, '_>) -> Step {
-    subcommand(call, &SUBCOMMANDS)
+    subcommand(call)
 }
 
-/// Runs the subcommand that the second argument names, or answers the error Redis would.
-pub(super) fn subcommand(call: &mut Call<'_, '_>, known: &[Sub]) -> Step {
-    let name = call.args.at(1);
-    let container = call.spec.name;
-    let found = known.iter().find(|(known, _, _)| known.as_bytes().eq_ignore_ascii_case(name));
-    let Some((known, arity, run)) = found else {
-        let shown = String::from_utf8_lossy(&name[..name.len().min(128)]);
-        let upper = container.to_ascii_uppercase();
-        let text = format!("ERR unknown subcommand '{shown}'. Try {upper} HELP.");
-        return call.error(&text);
-    };
-    let wanted = usize::from(arity.unsigned_abs());
-    if if *arity < 0 { call.args.len() < wanted } else { call.args.len() != wanted } {
-        let full = format!("{container}|{}", known.to_ascii_lowercase());
-        return call.error(&format!("ERR wrong number of arguments for '{full}' command"));
-    }
-    run(call)
+/// Runs the subcommand that the second argument names. That there is one was checked in front of the command.
+pub(super) fn subcommand(call: &mut Call<'_, '_>) -> Step {
+    let sub = call.spec.sub(call.args).ok().flatten().expect("checked before the command runs");
+    (sub.run)(call)
 }
 
 pub(super) fn name_is_legal(name: &[u8]) -> bool {
@@ -82,13 +68,11 @@ fn setinfo(call: &mut Call<'_, '_>) -> Step {
     let (attribute, value) = (call.args.at(2), call.args.at(3));
     let upper = attribute.to_ascii_uppercase();
     if !matches!(upper.as_slice(), b"LIB-NAME" | b"LIB-VER") {
-        let text = format!("ERR Unrecognized option '{}'", String::from_utf8_lossy(attribute));
-        return call.error(&text);
+        return call.error_about("ERR Unrecognized option '", attribute, "'");
     }
     if !name_is_legal(value) {
-        let name = String::from_utf8_lossy(attribute).to_ascii_lowercase();
-        let text = format!("ERR {name} cannot contain spaces, newlines or special characters.");
-        return call.error(&text);
+        let why = " cannot contain spaces, newlines or special characters.";
+        return call.error_about("ERR ", attribute, why);
     }
     match upper.as_slice() {
         b"LIB-NAME" => call.session.lib_name = value.to_vec(),
@@ -115,17 +99,16 @@ fn list(call: &mut Call<'_, '_>) -> Step {
         (Some(b"TYPE"), 2) => match options.at(1).to_ascii_lowercase().as_slice() {
             b"normal" => {}
             b"master" | b"replica" | b"slave" | b"pubsub" => nobody = true,
-            other => {
-                let text = format!("ERR Unknown client type '{}'", String::from_utf8_lossy(other));
-                return call.error(&text);
+            _ => {
+                return call.error_about("ERR Unknown client type '", options.at(1), "'");
             }
         },
         (Some(b"ID"), 2..) => {
             let mut ids = Vec::new();
             for text in options.from(1).iter() {
-                match parse_i64(text).and_then(|id| u64::try_from(id).ok()) {
-                    Some(id) if id > 0 => ids.push(id),
-                    _ => return call.error("ERR Invalid client ID"),
+                match parse_i64(text) {
+                    Some(id) => ids.extend(u64::try_from(id)),
+                    None => return call.error("ERR Invalid client ID"),
                 }
             }
             wanted_ids = Some(ids);
@@ -162,35 +145,46 @@ struct Victims {
 }
 
 impl Victims {
-    fn parse(call: &Call<'_, '_>) -> Result<Victims, &'static str> {
+    /// Answers the error and gives `None` when the words make no sense.
+    fn parse(call: &mut Call<'_, '_>) -> Step<Option<Victims>> {
+        fn refused(call: &mut Call<'_, '_>, text: &str) -> Step<Option<Victims>> {
+            call.error(text).map(|()| None)
+        }
         let mut victims = Victims { spare_me: true, ..Victims::default() };
         let mut at = 2;
         while at < call.args.len() {
-            let value = call.args.get(at + 1).ok_or(errors::SYNTAX)?;
+            let Some(value) = call.args.get(at + 1) else { return refused(call, errors::SYNTAX) };
             let text = || Some(String::from_utf8_lossy(value).into_owned());
             match call.args.at(at).to_ascii_uppercase().as_slice() {
                 b"ID" => match parse_i64(value) {
                     Some(id @ 1..) => victims.id = Some(id as u64),
-                    _ => return Err("ERR client-id should be greater than 0"),
+                    _ => return refused(call, "ERR client-id should be greater than 0"),
                 },
                 b"ADDR" => victims.addr = text(),
                 b"LADDR" => victims.laddr = text(),
-                b"USER" => victims.nobody |= value != b"default",
+                b"USER" if value != b"default" => {
+                    call.error_about("ERR No such user '", value, "'")?;
+                    return Ok(None);
+                }
+                b"USER" => {}
                 b"TYPE" => match value.to_ascii_lowercase().as_slice() {
                     b"normal" => {}
                     b"master" | b"replica" | b"slave" | b"pubsub" => victims.nobody = true,
-                    _ => return Err("ERR Unknown client type"),
+                    _ => {
+                        call.error_about("ERR Unknown client type '", value, "'")?;
+                        return Ok(None);
+                    }
                 },
                 b"SKIPME" => match value.to_ascii_lowercase().as_slice() {
                     b"yes" => victims.spare_me = true,
                     b"no" => victims.spare_me = false,
-                    _ => return Err(errors::SYNTAX),
+                    _ => return refused(call, errors::SYNTAX),
                 },
-                _ => return Err(errors::SYNTAX),
+                _ => return refused(call, errors::SYNTAX),
             }
             at += 2;
         }
-        Ok(victims)
+        Ok(Some(victims))
     }
 
     fn include(&self, id: u64, facts: &super::ClientFacts) -> bool {
@@ -202,19 +196,14 @@ impl Victims {
 }
 
 fn kill(call: &mut Call<'_, '_>) -> Step {
-    if call.in_exec {
-        return call.error(errors::NOT_IN_MULTI);
-    }
     // The old form names one address and may mean the caller.
     let old_form = call.args.len() == 3;
     let victims = if old_form {
         let addr = Some(String::from_utf8_lossy(call.args.at(2)).into_owned());
         Victims { addr, ..Victims::default() }
     } else {
-        match Victims::parse(call) {
-            Ok(victims) => victims,
-            Err(text) => return call.error(text),
-        }
+        let Some(victims) = Victims::parse(call)? else { return Ok(()) };
+        victims
     };
     let mut ids = Vec::new();
     call.engine.host.visit_clients(&mut |session, facts| {
@@ -237,9 +226,6 @@ fn kill(call: &mut Call<'_, '_>) -> Step {
 }
 
 fn reply(call: &mut Call<'_, '_>) -> Step {
-    if call.in_exec {
-        return call.error(errors::NOT_IN_MULTI);
-    }
     match call.args.at(2).to_ascii_uppercase().as_slice() {
         b"ON" => {
             call.session.reply_mode = ReplyMode::On;
@@ -250,6 +236,7 @@ fn reply(call: &mut Call<'_, '_>) -> Step {
             Ok(())
         }
         b"SKIP" => {
+            // A muted connection stays muted.
             if call.session.reply_mode != ReplyMode::Off {
                 call.session.reply_mode = ReplyMode::SkipNext;
             }
@@ -282,6 +269,18 @@ fn no_touch(call: &mut Call<'_, '_>) -> Step {
 
 /// There are no invalidation messages, so only the wish for none can be granted.
 fn tracking(call: &mut Call<'_, '_>) -> Step {
+    let known: [&[u8]; 4] = [b"BCAST", b"OPTIN", b"OPTOUT", b"NOLOOP"];
+    let mut options = call.args.from(3).iter();
+    while let Some(option) = options.next() {
+        let with_value = option.eq_ignore_ascii_case(b"REDIRECT") || option.eq_ignore_ascii_case(b"PREFIX");
+        let fits = match with_value {
+            true => options.next().is_some(),
+            false => known.iter().any(|known| option.eq_ignore_ascii_case(known)),
+        };
+        if !fits {
+            return call.error(errors::SYNTAX);
+        }
+    }
     match switch(call, 2) {
         Some(false) => call.ok(),
         Some(true) => call.error("ERR client-side caching is not supported"),
@@ -317,6 +316,16 @@ fn maint_notifications(call: &mut Call<'_, '_>) -> Step {
 
 /// No command here blocks.
 fn unblock(call: &mut Call<'_, '_>) -> Step {
+    let reason = call.args.get(3);
+    let known = |word: &[u8]| word.eq_ignore_ascii_case(b"TIMEOUT") || word.eq_ignore_ascii_case(b"ERROR");
+    if call.args.len() > 4 {
+        let why = "'. Try CLIENT HELP.";
+        let about = "ERR unknown subcommand or wrong number of arguments for '";
+        return call.error_about(about, call.args.at(1), why);
+    }
+    if reason.is_some_and(|word| !known(word)) {
+        return call.error("ERR CLIENT UNBLOCK reason should be TIMEOUT or ERROR");
+    }
     match parse_i64(call.args.at(2)) {
         Some(_) => call.integer(0),
         None => call.error(errors::NOT_INTEGER),
@@ -328,15 +337,13 @@ fn unpause(call: &mut Call<'_, '_>) -> Step {
     call.ok()
 }
 
-fn help(call: &mut Call<'_, '_>) -> Step {
-    help_text(call, &SUBCOMMANDS)
-}
-
-pub(super) fn help_text(call: &mut Call<'_, '_>, known: &[Sub]) -> Step {
+/// HELP of every container: what there is, without the explanations of Redis.
+pub(super) fn help(call: &mut Call<'_, '_>) -> Step {
     let upper = call.spec.name.to_ascii_uppercase();
+    let known = call.spec.subs;
     let mut reply = call.reply();
     reply.array(known.len() + 1);
     reply.simple(&format!("{upper} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:"));
-    known.iter().for_each(|(name, _, _)| reply.simple(name));
+    known.iter().for_each(|sub| reply.simple(&sub.name().to_ascii_uppercase()));
     Ok(())
 }

@@ -84,7 +84,10 @@ pub(super) fn reset(call: &mut Call<'_, '_>) -> Step {
     call.session.lib_version = old.lib_version;
     call.session.last_write = old.last_write;
     call.session.last_command = old.last_command;
-    call.session.reply_mode = ReplyMode::On;
+    // As in Redis it ends a mute, and is still left out itself behind SKIP.
+    if old.reply_mode == ReplyMode::Skipping {
+        call.session.reply_mode = ReplyMode::Skipping;
+    }
     call.reply().simple("RESET");
     Ok(())
 }
@@ -138,8 +141,7 @@ pub(super) fn hello(call: &mut Call<'_, '_>) -> Step {
                 at += 2;
             }
             _ => {
-                let text = format!("ERR Syntax error in HELLO option '{}'", String::from_utf8_lossy(option));
-                return call.error(&text);
+                return call.error_about("ERR Syntax error in HELLO option '", option, "'");
             }
         }
     }

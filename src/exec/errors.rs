@@ -33,14 +33,20 @@ pub const TRANSACTION_TOO_BIG: &str =
 
 pub const NO_AUTH: &str = "NOAUTH Authentication required.";
 pub const NO_AUTH_HELLO: &str = "NOAUTH HELLO must be called with the client already authenticated, otherwise the \
-     HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol \
-     version at the same time";
+     HELLO AUTH <user> <pass> option can be used to authenticate the client and select the RESP protocol version \
+     at the same time";
 pub const WRONG_PASS: &str = "WRONGPASS invalid username-password pair or user is disabled.";
 pub const AUTH_WITHOUT_PASSWORD: &str = "ERR AUTH <password> called without any password configured for the \
      default user. Are you sure your configuration is correct?";
 pub const NO_PROTO: &str = "NOPROTO unsupported protocol version";
 pub const CLUSTER_DISABLED: &str = "ERR This instance has cluster support disabled";
 pub const BAD_NAME: &str = "ERR Client names cannot contain spaces, newlines or special characters.";
+
+pub const WAIT_ON_REPLICA: &str = "ERR WAIT cannot be used with replica instances. Please also note that since Redis \
+     4.0 if a replica is configured to be writable (which is not the default) writes to replicas are just local and are \
+     not propagated.";
+pub const WAITAOF_ON_REPLICA: &str = "ERR WAITAOF cannot be used with replica instances. Please also note that writes \
+     to replicas are just local and are not propagated.";
 
 /// A standby takes no writes.
 pub const READONLY: &str = "READONLY You can't write against a read only replica.";
@@ -67,6 +73,12 @@ pub const SICK: &str = "MISCONF this node's copy of the data is not sound, ask a
 pub const OUT_OF_MEMORY: &str = "OOM command not allowed until a checkpoint has freed memory.";
 /// A stored entry does not decode. The scrubber finds and repairs its page.
 pub const CORRUPT_ENTRY: &str = "MISCONF a stored entry is damaged, nothing was changed";
+
+/// What of a client's word an error text shows: as in Redis, up to a zero byte and at most `most` bytes.
+pub(super) fn shown(word: &[u8], most: usize) -> &[u8] {
+    let end = word.iter().position(|byte| *byte == 0).unwrap_or(word.len());
+    &word[..end.min(most)]
+}
 
 /// After the append and without a commit nobody can say more (`protocol` 2.9). Never "failed".
 pub fn unknown_outcome(lsn: Lsn) -> String {

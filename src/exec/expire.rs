@@ -63,7 +63,8 @@ struct Conditions {
 }
 
 impl Conditions {
-    fn parse(call: &Call<'_, '_>) -> Result<Conditions, String> {
+    /// Answers the error and gives `None` when the options make no sense.
+    fn parse(call: &mut Call<'_, '_>) -> Step<Option<Conditions>> {
         let mut wanted = Conditions::default();
         for option in call.args.from(3).iter() {
             match option.to_ascii_uppercase().as_slice() {
@@ -72,17 +73,20 @@ impl Conditions {
                 b"GT" => wanted.later = true,
                 b"LT" => wanted.earlier = true,
                 _ => {
-                    return Err(format!("ERR Unsupported option {}", String::from_utf8_lossy(option)));
+                    call.error_about("ERR Unsupported option ", option, "")?;
+                    return Ok(None);
                 }
             }
         }
         if wanted.absent && (wanted.present || wanted.later || wanted.earlier) {
-            return Err("ERR NX and XX, GT or LT options at the same time are not compatible".into());
+            call.error("ERR NX and XX, GT or LT options at the same time are not compatible")?;
+            return Ok(None);
         }
         if wanted.later && wanted.earlier {
-            return Err("ERR GT and LT options at the same time are not compatible".into());
+            call.error("ERR GT and LT options at the same time are not compatible")?;
+            return Ok(None);
         }
-        Ok(wanted)
+        Ok(Some(wanted))
     }
 
     /// A key that never expires counts as expiring after any moment.
@@ -96,10 +100,7 @@ impl Conditions {
 }
 
 fn set_expiry(call: &mut Call<'_, '_>, unit: Unit, basis: Basis) -> Step {
-    let conditions = match Conditions::parse(call) {
-        Ok(conditions) => conditions,
-        Err(text) => return call.error(&text),
-    };
+    let Some(conditions) = Conditions::parse(call)? else { return Ok(()) };
     let Some(number) = parse_i64(call.args.at(2)) else { return call.error(errors::NOT_INTEGER) };
     let Some(at) = moment(number, unit, basis, call.now()) else {
         let text = format!("ERR invalid expire time in '{}' command", call.spec.name);

@@ -2,6 +2,10 @@
 
 /// Whether `text` matches `pattern` as a whole. Takes time proportional to the product of both lengths at most.
 pub(super) fn matches(pattern: &[u8], text: &[u8], ignore_case: bool) -> bool {
+    // As in Redis, where even a star needs a byte to look at. (KEYS and SCAN take a lone star for everything.)
+    if text.is_empty() {
+        return pattern.is_empty();
+    }
     let (mut p, mut t) = (0, 0);
     // Where to go on when the bytes behind the last star do not fit: the star takes one byte more.
     let mut retry: Option<(usize, usize)> = None;
@@ -81,7 +85,7 @@ mod tests {
     #[test]
     fn patterns_match_as_in_redis() {
         let yes = [
-            ("*", ""),
+            ("", ""),
             ("*", "abc"),
             ("a*c", "abbbc"),
             ("a*b*c", "axbxbxc"),
@@ -108,6 +112,7 @@ mod tests {
             ("a*", "ba"),
             ("[]", "a"),
             ("?", ""),
+            ("*", ""),
         ];
         for (pattern, text) in yes {
             assert!(matches(pattern.as_bytes(), text.as_bytes(), false), "{pattern} {text}");

@@ -279,12 +279,24 @@ fn scan_options<'a>(call: &Call<'a, '_>) -> Result<ScanOptions<'a>, &'static str
     Ok(options)
 }
 
-pub(super) fn scan(call: &mut Call<'_, '_>) -> Step {
-    let text = call.args.at(1);
-    let cursor = std::str::from_utf8(text).ok().filter(|text| !text.starts_with('+'));
-    let Some(cursor) = cursor.and_then(|text| text.parse::<u64>().ok()) else {
-        return call.error(errors::INVALID_CURSOR);
+/// Reads a cursor as C reads an unsigned number: an empty text is zero, a sign is taken, a zero byte ends it.
+fn cursor(text: &[u8]) -> Option<u64> {
+    let text = errors::shown(text, text.len());
+    let (negative, digits) = match text {
+        [] => return Some(0),
+        [b'-', digits @ ..] => (true, digits),
+        [b'+', digits @ ..] => (false, digits),
+        digits => (false, digits),
     };
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(if negative { number.wrapping_neg() } else { number })
+}
+
+pub(super) fn scan(call: &mut Call<'_, '_>) -> Step {
+    let Some(cursor) = cursor(call.args.at(1)) else { return call.error(errors::INVALID_CURSOR) };
     let options = match scan_options(call) {
         Ok(options) => options,
         Err(text) => return call.error(text),
@@ -469,6 +481,25 @@ mod tests {
         let cursor = table.cursor_of(&start);
         assert_eq!(table.position_of(cursor), start);
         assert_eq!(table.position_of(0), Position { shard: 0, from: None });
+    }
+
+    #[test]
+    fn cursors_are_read_as_in_redis() {
+        let good = [
+            ("", 0),
+            ("0", 0),
+            ("00", 0),
+            ("+7", 7),
+            ("7\0x", 7),
+            ("-1", u64::MAX),
+            ("18446744073709551615", u64::MAX),
+        ];
+        for (text, number) in good {
+            assert_eq!(cursor(text.as_bytes()), Some(number), "{text:?}");
+        }
+        for bad in ["+", "-", " 1", "1 ", "0x0", "a", "--1", "18446744073709551616"] {
+            assert_eq!(cursor(bad.as_bytes()), None, "{bad:?}");
+        }
     }
 
     #[test]

@@ -163,8 +163,7 @@ pub struct WaitRequest {
 
 impl WaitRequest {
     /// Writes the answer: how many standbys have the write, and for WAITAOF whether our own disk does.
-    pub fn reply(&self, local: bool, replicas: u32, session: &Session, out: &mut Vec<u8>) {
-        let mut reply = Reply::new(out, session.proto);
+    pub fn reply(&self, local: bool, replicas: u32, reply: &mut Reply<'_>) {
         if self.local.is_some() {
             reply.array(2);
             reply.integer(i64::from(local));
@@ -212,16 +211,17 @@ impl ExecState {
 
 /// Runs the command `args` for `session` and appends its reply to `out`.
 pub fn execute(session: &mut Session, args: Args<'_>, engine: &mut Engine<'_>, out: &mut Vec<u8>) -> Outcome {
-    const NOTHING: Outcome = Outcome::Done { observed: Stamp::COMMITTED, wrote: false };
-    let Some(name) = args.get(0) else { return NOTHING };
-    let start = out.len();
+    use session::ReplyMode;
     let reply_mode = session.reply_mode;
-    if reply_mode == session::ReplyMode::SkipNext {
-        session.reply_mode = session::ReplyMode::On;
+    if reply_mode == ReplyMode::SkipNext {
+        session.reply_mode = ReplyMode::Skipping;
     }
-    if speaks_http(name) {
-        return Outcome::Close { observed: Stamp::COMMITTED, wrote: false };
-    }
+    let Some(name) = args.get(0) else {
+        // As in Redis an empty request uses up a skipped reply.
+        session.take_mute();
+        return Outcome::Done { observed: Stamp::COMMITTED, wrote: false };
+    };
+    let start = out.len();
     // A refusal shows nothing of the data, so it waits for nothing.
     session.touched_data = false;
     let command = table::find(name);
@@ -233,26 +233,18 @@ pub fn execute(session: &mut Session, args: Args<'_>, engine: &mut Engine<'_>, o
         None => unknown(session, args, engine, out),
     };
     match &outcome {
+        // CLIENT REPLY answers by the mode that it sets, and sets the one for the next command.
         Outcome::Done { .. } | Outcome::Close { .. } => {
-            let muted = match reply_mode {
-                session::ReplyMode::On => false,
-                session::ReplyMode::SkipNext => true,
-                session::ReplyMode::Off => session.reply_mode == session::ReplyMode::Off,
-            };
-            if muted {
+            if session.reply_mode != ReplyMode::SkipNext && session.take_mute() {
                 out.truncate(start);
             }
         }
+        // The command is over; whoever answers it asks [`Session::take_mute`].
+        Outcome::Wait(_) | Outcome::Lsn(_) | Outcome::Role(_) => {}
         // The same command comes again: its mute is not used up.
         _ => session.reply_mode = reply_mode,
     }
     outcome
-}
-
-/// A web page can make a browser send requests to this port, with commands in the body: as in Redis, the words with which
-/// such a request begins end the connection before anything behind them is read.
-fn speaks_http(name: &[u8]) -> bool {
-    name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:")
 }
 
 /// The checks in front of every known command, in the order of Redis.
@@ -264,20 +256,32 @@ fn dispatch(
     out: &mut Vec<u8>,
 ) -> Outcome {
     let spec = &table::COMMANDS[usize::from(id)];
-    session.last_command = spec.name;
-    if !spec.arity_fits(args.len()) {
-        let text = format!("ERR wrong number of arguments for '{}' command", spec.name);
-        return reject(id, session, engine, out, &text);
+    let sub = match spec.sub(args) {
+        Ok(sub) => sub,
+        Err(name) => {
+            let mut text = b"ERR unknown subcommand '".to_vec();
+            text.extend_from_slice(errors::shown(name, 128));
+            text.extend_from_slice(b"'. Try ");
+            text.extend_from_slice(spec.name.to_ascii_uppercase().as_bytes());
+            text.extend_from_slice(b" HELP.");
+            return reject(id, session, engine, out, &text);
+        }
+    };
+    let (full_name, arity) = sub.map_or((spec.name, spec.arity), |sub| (sub.full, sub.arity));
+    session.last_command = full_name;
+    if !table::arity_fits(arity, args.len()) {
+        let text = format!("ERR wrong number of arguments for '{full_name}' command");
+        return reject(id, session, engine, out, text.as_bytes());
     }
     if !session.authenticated && spec.flags & flags::NO_AUTH == 0 {
-        return reject(id, session, engine, out, errors::NO_AUTH);
-    }
-    if spec.keys_of(args).any(|key| key.len() > limits::KEY_BYTES_MAX) {
-        return reject(id, session, engine, out, errors::KEY_TOO_LONG);
+        return reject(id, session, engine, out, errors::NO_AUTH.as_bytes());
     }
     let queued = session.in_multi() && spec.flags & flags::IMMEDIATE == 0;
-    if queued && spec.flags & flags::NO_MULTI != 0 {
-        return reject(id, session, engine, out, errors::NOT_IN_MULTI);
+    if queued && (spec.flags | sub.map_or(0, |sub| sub.flags)) & flags::NO_MULTI != 0 {
+        return reject(id, session, engine, out, errors::NOT_IN_MULTI.as_bytes());
+    }
+    if spec.keys_of(args).any(|key| key.len() > limits::KEY_BYTES_MAX) {
+        return reject(id, session, engine, out, errors::KEY_TOO_LONG.as_bytes());
     }
     // An EXEC is what its commands are, and with watched keys its answer tells about data in any case.
     let effective = match &session.multi {
@@ -291,7 +295,7 @@ fn dispatch(
         Permission::Granted => {}
         Permission::Held if queued => {}
         Permission::Held => return Outcome::Held,
-        Permission::Refused(text) => return reject(id, session, engine, out, text),
+        Permission::Refused(text) => return reject(id, session, engine, out, text.as_bytes()),
     }
     session.touched_data = effective & (flags::STALE | flags::ALIVE) == 0;
     if queued {
@@ -321,20 +325,20 @@ fn permitted(command: u16, mode: Mode) -> Permission {
 }
 
 /// Answers an error before the command ran. A transaction being queued is broken by it.
-fn reject(id: u8, session: &mut Session, engine: &mut Engine<'_>, out: &mut Vec<u8>, text: &str) -> Outcome {
+fn reject(id: u8, session: &mut Session, engine: &mut Engine<'_>, out: &mut Vec<u8>, text: &[u8]) -> Outcome {
     let spec = &table::COMMANDS[usize::from(id)];
     engine.state.stats.rejected(id);
     if spec.name == "exec" {
         session.multi = None;
         engine.state.watches.forget(session.id);
-        let why = text.strip_prefix("ERR ").unwrap_or(text);
-        let text = format!("EXECABORT Transaction discarded because of: {why}");
-        Reply::new(out, session.proto).error(&text);
+        let why = text.strip_prefix(b"ERR ").unwrap_or(text);
+        let text = [b"EXECABORT Transaction discarded because of: ", why].concat();
+        Reply::new(out, session.proto).error_bytes(&text);
     } else {
         if let Some(queue) = &mut session.multi {
             queue.broken = true;
         }
-        Reply::new(out, session.proto).error(text);
+        Reply::new(out, session.proto).error_bytes(text);
     }
     Outcome::Done { observed: Stamp::COMMITTED, wrote: false }
 }
@@ -342,6 +346,10 @@ fn reject(id: u8, session: &mut Session, engine: &mut Engine<'_>, out: &mut Vec<
 fn unknown(session: &mut Session, args: Args<'_>, engine: &mut Engine<'_>, out: &mut Vec<u8>) -> Outcome {
     const DONE: Outcome = Outcome::Done { observed: Stamp::COMMITTED, wrote: false };
     let name = args.at(0);
+    // A browser that was made to speak to this port says these words. What follows them is not ours to run.
+    if name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:") {
+        return Outcome::Close { observed: Stamp::COMMITTED, wrote: false };
+    }
     let ours = name.get(..6).is_some_and(|prefix| prefix.eq_ignore_ascii_case(b"baton."));
     if ours && session.authenticated && !session.in_multi() {
         let start = out.len();
@@ -356,7 +364,7 @@ fn unknown(session: &mut Session, args: Args<'_>, engine: &mut Engine<'_>, out: 
     }
     engine.state.stats.unknown += 1;
     let mut text = b"ERR unknown command '".to_vec();
-    text.extend_from_slice(&name[..name.len().min(128)]);
+    text.extend_from_slice(errors::shown(name, 128));
     text.extend_from_slice(b"', with args beginning with: ");
     let preview = text.len();
     for arg in args.iter().skip(1) {
@@ -365,7 +373,7 @@ fn unknown(session: &mut Session, args: Args<'_>, engine: &mut Engine<'_>, out: 
             break;
         }
         text.push(b'\'');
-        text.extend_from_slice(&arg[..arg.len().min(128 - used)]);
+        text.extend_from_slice(errors::shown(arg, 128 - used));
         text.extend_from_slice(b"' ");
     }
     Reply::new(out, session.proto).error_bytes(&text);

@@ -24,8 +24,13 @@ pub(super) fn discard(call: &mut Call<'_, '_>) -> Step {
 }
 
 pub(super) fn exec(call: &mut Call<'_, '_>) -> Step {
+    let proto = call.session.proto;
     let Some(queue) = call.session.multi.take() else { return call.error(errors::EXEC_WITHOUT_MULTI) };
     let result = if queue.broken { call.error(errors::EXEC_ABORT) } else { run(call, &queue) };
+    if result.is_err() {
+        // A HELLO among the commands is taken back with them.
+        call.session.proto = proto;
+    }
     match &result {
         // It comes again as if nothing had happened.
         Err(stop) if stop.comes_again() => call.session.multi = Some(queue),

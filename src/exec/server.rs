@@ -1,16 +1,15 @@
 //! Commands about the node.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use super::call::{Call, Step, Stop};
-use super::client::{help_text, subcommand};
+use super::client::{help, subcommand};
 use super::host::Role;
-use super::table::{self, COMMANDS, Spec, flags};
+use super::table::{self, COMMANDS, Spec, Sub, flags, sub};
 use super::{Mode, WaitRequest, errors, glob, keys};
 use crate::base::limits;
 use crate::resp::{Reply, parse_i64};
-
-type Sub = (&'static str, i16, fn(&mut Call<'_, '_>) -> Step);
 
 pub(super) fn cluster(call: &mut Call<'_, '_>) -> Step {
     call.error(errors::CLUSTER_DISABLED)
@@ -144,20 +143,16 @@ fn section(call: &mut Call<'_, '_>, name: &str, text: &mut Vec<u8>) {
     written.expect("a vector takes every write");
 }
 
-const CONFIG: [Sub; 5] = [
-    ("GET", -3, config_get),
-    ("HELP", 2, config_help),
-    ("RESETSTAT", 2, config_resetstat),
-    ("REWRITE", 2, config_rewrite),
-    ("SET", -4, config_set),
+pub(super) static CONFIG: [Sub; 5] = [
+    sub("config|get", -3, 0, config_get),
+    sub("config|help", 2, 0, help),
+    sub("config|resetstat", 2, 0, config_resetstat),
+    sub("config|rewrite", 2, 0, config_rewrite),
+    sub("config|set", -4, 0, config_set),
 ];
 
 pub(super) fn config(call: &mut Call<'_, '_>) -> Step {
-    subcommand(call, &CONFIG)
-}
-
-fn config_help(call: &mut Call<'_, '_>) -> Step {
-    help_text(call, &CONFIG)
+    subcommand(call)
 }
 
 /// Parameters that tools and libraries read from any Redis, answered as what baton is: durable, one database, nothing
@@ -176,53 +171,70 @@ const FIXED: [(&str, &str); 11] = [
     ("timeout", "0"),
 ];
 
-fn config_get(call: &mut Call<'_, '_>) -> Step {
-    let patterns = call.args.from(2);
-    let asked = |name: &str| patterns.iter().any(|pattern| glob::matches(pattern, name.as_bytes(), true));
-    let mut found: Vec<(String, String)> = Vec::new();
-    call.engine.host.visit_config(&mut |name, value| {
-        if asked(name) {
-            found.push((name.into(), value.into()));
-        }
-    });
+/// Every parameter with its value, by name.
+fn parameters(call: &mut Call<'_, '_>) -> BTreeMap<String, String> {
     let limit = limits::VALUE_BYTES_MAX.to_string();
-    for (name, value) in FIXED.iter().copied().chain([("proto-max-bulk-len", limit.as_str())]) {
-        if asked(name) && found.iter().all(|(known, _)| known != name) {
-            found.push((name.into(), value.into()));
+    let fixed = FIXED.iter().copied().chain([("proto-max-bulk-len", limit.as_str())]);
+    let mut all: BTreeMap<String, String> = fixed.map(|(name, value)| (name.into(), value.into())).collect();
+    call.engine.host.visit_config(&mut |name, value| {
+        all.insert(name.into(), value.into());
+    });
+    all
+}
+
+fn config_get(call: &mut Call<'_, '_>) -> Step {
+    let mut found = BTreeMap::new();
+    let all = parameters(call);
+    for pattern in call.args.from(2).iter() {
+        for (name, value) in all.iter().filter(|(name, _)| glob::matches(pattern, name.as_bytes(), true)) {
+            // As in Redis a name is given back as it was asked for.
+            let plain = name.as_bytes().eq_ignore_ascii_case(pattern);
+            found.insert(name, (if plain { pattern } else { name.as_bytes() }, value));
         }
     }
-    found.sort();
     let mut reply = call.reply();
     reply.map(found.len());
-    for (name, value) in found {
-        reply.bulk(name.as_bytes());
+    for (name, value) in found.into_values() {
+        reply.bulk(name);
         reply.bulk(value.as_bytes());
     }
     Ok(())
 }
 
+/// Setting a parameter to what it is already is fine: tools do that to make sure of it.
 fn config_set(call: &mut Call<'_, '_>) -> Step {
-    if call.in_exec {
-        return call.error(errors::NOT_IN_MULTI);
-    }
     if !call.args.len().is_multiple_of(2) {
-        return call.error("ERR wrong number of arguments for 'config|set' command");
+        return call.error(errors::SYNTAX);
     }
+    let all = parameters(call);
+    let mut wanted: Vec<(String, String)> = Vec::new();
     for at in (2..call.args.len()).step_by(2) {
         let text = |at: usize| String::from_utf8_lossy(call.args.at(at)).into_owned();
-        let (name, value) = (text(at).to_ascii_lowercase(), text(at + 1));
-        if let Err(why) = call.engine.host.config_set(&name, &value) {
-            let text = format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}");
-            return call.error(&text);
+        let name = text(at).to_ascii_lowercase();
+        if !all.contains_key(&name) {
+            let about = "ERR Unknown option or number of arguments for CONFIG SET - '";
+            return call.error_about(about, call.args.at(at), "'");
+        }
+        if wanted.iter().any(|(known, _)| *known == name) {
+            return config_set_failed(call, &name, "duplicate parameter");
+        }
+        wanted.push((name, text(at + 1)));
+    }
+    for (name, value) in wanted {
+        if all[&name] != value
+            && let Err(why) = call.engine.host.config_set(&name, &value)
+        {
+            return config_set_failed(call, &name, &why);
         }
     }
     call.ok()
 }
 
+fn config_set_failed(call: &mut Call<'_, '_>, name: &str, why: &str) -> Step {
+    call.error(&format!("ERR CONFIG SET failed (possibly related to argument '{name}') - {why}"))
+}
+
 fn config_resetstat(call: &mut Call<'_, '_>) -> Step {
-    if call.in_exec {
-        return call.error(errors::NOT_IN_MULTI);
-    }
     call.engine.state.stats = table::CommandStats::default();
     call.engine.host.reset_stats();
     call.ok()
@@ -232,27 +244,23 @@ fn config_rewrite(call: &mut Call<'_, '_>) -> Step {
     call.error("ERR The configuration file is not changed by clients")
 }
 
-const COMMAND: [Sub; 6] = [
-    ("COUNT", 2, command_count),
-    ("DOCS", -2, command_docs),
-    ("GETKEYS", -4, command_getkeys),
-    ("HELP", 2, command_help),
-    ("INFO", -2, command_info),
-    ("LIST", -2, command_list),
+pub(super) static COMMAND: [Sub; 6] = [
+    sub("command|count", 2, 0, command_count),
+    sub("command|docs", -2, 0, command_docs),
+    sub("command|getkeys", -4, 0, command_getkeys),
+    sub("command|help", 2, 0, help),
+    sub("command|info", -2, 0, command_info),
+    sub("command|list", -2, 0, command_list),
 ];
 
 pub(super) fn command(call: &mut Call<'_, '_>) -> Step {
     if call.args.len() > 1 {
-        return subcommand(call, &COMMAND);
+        return subcommand(call);
     }
     let mut reply = call.reply();
     reply.array(COMMANDS.len());
     COMMANDS.iter().for_each(|spec| describe(spec, &mut reply));
     Ok(())
-}
-
-fn command_help(call: &mut Call<'_, '_>) -> Step {
-    help_text(call, &COMMAND)
 }
 
 fn command_count(call: &mut Call<'_, '_>) -> Step {
@@ -270,16 +278,42 @@ fn command_info(call: &mut Call<'_, '_>) -> Step {
     let mut reply = call.reply();
     reply.array(names.len());
     for name in names.iter() {
-        match table::find(name) {
-            Some(id) => describe(&COMMANDS[usize::from(id)], &mut reply),
-            None => reply.null_array(),
+        match named(name) {
+            Some((spec, None)) => describe(spec, &mut reply),
+            Some((spec, Some(sub))) => describe_sub(spec, sub, &mut reply),
+            None => reply.null(),
         }
     }
     Ok(())
 }
 
-/// The ten elements of COMMAND INFO. Rules for access lists, tips and subcommands are left empty.
+/// What `name` or `container|name` stands for.
+fn named(name: &[u8]) -> Option<(&'static Spec, Option<&'static Sub>)> {
+    let spec = |name| table::find(name).map(|id| &COMMANDS[usize::from(id)]);
+    match name.iter().position(|byte| *byte == b'|') {
+        None => Some((spec(name)?, None)),
+        Some(at) => {
+            let spec = spec(&name[..at])?;
+            let sub = spec.subs.iter().find(|sub| sub.full.as_bytes().eq_ignore_ascii_case(name))?;
+            Some((spec, Some(sub)))
+        }
+    }
+}
+
+/// The ten elements of COMMAND INFO. Rules for access lists, tips and key specifications are left empty.
 fn describe(spec: &Spec, reply: &mut Reply<'_>) {
+    head(spec.name, spec.arity, spec, reply);
+    reply.array(spec.subs.len());
+    spec.subs.iter().for_each(|sub| describe_sub(spec, sub, reply));
+}
+
+fn describe_sub(spec: &Spec, sub: &Sub, reply: &mut Reply<'_>) {
+    head(sub.full, sub.arity, spec, reply);
+    reply.array(0);
+}
+
+/// All of the elements but the last, which holds the subcommands.
+fn head(name: &str, arity: i16, spec: &Spec, reply: &mut Reply<'_>) {
     const NAMES: [(u16, &str); 7] = [
         (flags::WRITE, "write"),
         (flags::READ, "readonly"),
@@ -292,16 +326,15 @@ fn describe(spec: &Spec, reply: &mut Reply<'_>) {
     let names: Vec<&str> =
         NAMES.iter().filter(|(flag, _)| spec.flags & flag != 0).map(|(_, name)| *name).collect();
     reply.array(10);
-    reply.bulk(spec.name.as_bytes());
-    reply.integer(i64::from(spec.arity));
+    reply.bulk(name.as_bytes());
+    reply.integer(i64::from(arity));
     reply.set(names.len());
     names.iter().for_each(|name| reply.simple(name));
     let (first, last, step) = spec.keys;
     [first, last, step].iter().for_each(|n| reply.integer(i64::from(*n)));
     reply.set(0);
-    reply.array(0);
-    reply.array(0);
-    reply.array(0);
+    reply.set(0);
+    reply.set(0);
 }
 
 fn command_docs(call: &mut Call<'_, '_>) -> Step {
@@ -339,11 +372,11 @@ fn command_list(call: &mut Call<'_, '_>) -> Step {
     };
     let names: Vec<&str> = COMMANDS
         .iter()
-        .map(|spec| spec.name)
+        .flat_map(|spec| std::iter::once(spec.name).chain(spec.subs.iter().map(|sub| sub.full)))
         .filter(|name| glob::matches(pattern, name.as_bytes(), true))
         .collect();
     let mut reply = call.reply();
-    reply.set(names.len());
+    reply.array(names.len());
     names.iter().for_each(|name| reply.bulk(name.as_bytes()));
     Ok(())
 }
@@ -352,7 +385,7 @@ fn command_getkeys(call: &mut Call<'_, '_>) -> Step {
     let asked = call.args.from(2);
     let Some(id) = table::find(asked.at(0)) else { return call.error("ERR Invalid command specified") };
     let spec = &COMMANDS[usize::from(id)];
-    if !spec.arity_fits(asked.len()) {
+    if !table::arity_fits(spec.arity, asked.len()) {
         return call.error("ERR Invalid number of arguments specified for command");
     }
     let keys: Vec<&[u8]> = spec.keys_of(asked).collect();
@@ -366,21 +399,25 @@ fn command_getkeys(call: &mut Call<'_, '_>) -> Step {
 }
 
 pub(super) fn wait(call: &mut Call<'_, '_>) -> Step {
-    let Some(replicas) = parse_i64(call.args.at(1)).filter(|n| i32::try_from(*n).is_ok()) else {
+    if let Mode::Standby { .. } = call.engine.mode {
+        return call.error(errors::WAIT_ON_REPLICA);
+    }
+    let Some(replicas) = parse_i64(call.args.at(1)) else {
         return call.error(errors::NOT_INTEGER);
     };
-    held_reply(call, None, replicas.max(0) as u32, 2)
+    held_reply(call, None, replicas.clamp(0, i64::from(u32::MAX)) as u32, 2)
 }
 
 pub(super) fn waitaof(call: &mut Call<'_, '_>) -> Step {
     let local = match parse_i64(call.args.at(1)) {
         Some(local @ (0 | 1)) => local == 1,
-        _ => return call.error("ERR value is out of range, must be between 0 and 1"),
+        Some(_) => return call.error("ERR value is out of range, value must between 0 and 1"),
+        None => return call.error(errors::NOT_INTEGER),
     };
-    let Some(replicas) = parse_i64(call.args.at(2)).and_then(|n| u32::try_from(n).ok()) else {
+    let Some(replicas @ 0..) = parse_i64(call.args.at(2)) else {
         return call.error("ERR value is out of range, must be positive");
     };
-    held_reply(call, Some(local), replicas, 3)
+    held_reply(call, Some(local), replicas.min(i64::from(u32::MAX)) as u32, 3)
 }
 
 fn held_reply(call: &mut Call<'_, '_>, local: Option<bool>, replicas: u32, timeout_at: usize) -> Step {
@@ -392,8 +429,7 @@ fn held_reply(call: &mut Call<'_, '_>, local: Option<bool>, replicas: u32, timeo
         },
     };
     if let Mode::Standby { .. } = call.engine.mode {
-        let name = call.spec.name.to_ascii_uppercase();
-        return call.error(&format!("ERR {name} cannot be used with replica instances."));
+        return call.error(errors::WAITAOF_ON_REPLICA);
     }
     let request = WaitRequest { stamp: call.session.last_write, local, replicas, timeout_ms };
     if !call.in_exec {
@@ -401,6 +437,6 @@ fn held_reply(call: &mut Call<'_, '_>, local: Option<bool>, replicas: u32, timeo
     }
     // A transaction waits for nothing: it reports what is so by now, and its own writes are not.
     let acked = call.engine.host.replicas_acked(request.stamp);
-    request.reply(false, acked, call.session, call.out);
+    request.reply(false, acked, &mut call.reply());
     Ok(())
 }

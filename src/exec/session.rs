@@ -51,6 +51,8 @@ pub(super) enum ReplyMode {
     Off,
     /// The reply to the next command is left out.
     SkipNext,
+    /// The command whose reply is left out is under way.
+    Skipping,
 }
 
 /// Commands between MULTI and EXEC.
@@ -133,6 +135,19 @@ impl Session {
     /// Whether the last command depended on data.
     pub fn touched_data(&self) -> bool {
         self.touched_data
+    }
+
+    /// Whether the client has asked for no reply to the command that ends here, or to a request that cannot be read.
+    /// A mute for one command is used up by it.
+    pub fn take_mute(&mut self) -> bool {
+        match self.reply_mode {
+            ReplyMode::On => false,
+            ReplyMode::Off => true,
+            ReplyMode::SkipNext | ReplyMode::Skipping => {
+                self.reply_mode = ReplyMode::On;
+                true
+            }
+        }
     }
 
     /// Between MULTI and EXEC.

@@ -59,12 +59,42 @@ pub(super) struct Spec {
     pub group: Group,
     pub summary: &'static str,
     pub run: Run,
+    /// A container's: the second argument names one of them.
+    pub subs: &'static [Sub],
+}
+
+/// A subcommand.
+pub(super) struct Sub {
+    /// `container|name`, in lower case.
+    pub full: &'static str,
+    /// Counted from the container.
+    pub arity: i16,
+    /// [`flags::NO_MULTI`] or nothing; the others are the container's.
+    pub flags: u16,
+    pub run: Run,
+}
+
+impl Sub {
+    pub fn name(&self) -> &'static str {
+        self.full.split_once('|').map_or(self.full, |(_, name)| name)
+    }
+}
+
+pub(super) fn arity_fits(arity: i16, args: usize) -> bool {
+    let wanted = usize::from(arity.unsigned_abs());
+    if arity < 0 { args >= wanted } else { args == wanted }
 }
 
 impl Spec {
-    pub fn arity_fits(&self, args: usize) -> bool {
-        let wanted = usize::from(self.arity.unsigned_abs());
-        if self.arity < 0 { args >= wanted } else { args == wanted }
+    /// The subcommand that the arguments name, `None` when there is none to name; `Err` holds an unknown name.
+    pub fn sub<'a>(&self, args: Args<'a>) -> Result<Option<&'static Sub>, &'a [u8]> {
+        match args.get(1) {
+            Some(name) if !self.subs.is_empty() => {
+                let found = self.subs.iter().find(|sub| sub.name().as_bytes().eq_ignore_ascii_case(name));
+                found.map(Some).ok_or(name)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// The key arguments.
@@ -89,7 +119,15 @@ const fn spec(
     summary: &'static str,
     run: Run,
 ) -> Spec {
-    Spec { name, arity, flags, keys, group, summary, run }
+    Spec { name, arity, flags, keys, group, summary, run, subs: &[] }
+}
+
+const fn container(spec: Spec, subs: &'static [Sub]) -> Spec {
+    Spec { subs, ..spec }
+}
+
+pub(super) const fn sub(full: &'static str, arity: i16, flags: u16, run: Run) -> Sub {
+    Sub { full, arity, flags, run }
 }
 
 const NONE: (i16, i16, i16) = (0, 0, 0);
@@ -115,14 +153,14 @@ const COUNT: usize = 73;
 #[rustfmt::skip]
 pub(super) static COMMANDS: [Spec; COUNT] = [
     spec("append", 3, WF, ONE, T, "Appends a string to the value of a key. Creates the key if it doesn't exist.", strings::append),
-    spec("auth", -2, SF | NO_AUTH | NO_MULTI, NONE, C, "Authenticates the connection.", connection::auth),
+    spec("auth", -2, SF | NO_AUTH, NONE, C, "Authenticates the connection.", connection::auth),
     spec("baton.commit", -1, SF, NONE, C, "Shows or sets when this connection's replies to writes may leave.", connection::commit_level),
     spec("baton.lsn", 1, SF | NO_MULTI, NONE, C, "Returns where this connection's last write ends in the log.", roles::own_lsn),
     spec("baton.waitlsn", 3, S | NO_MULTI, NONE, C, "Waits until this node has applied the log up to a position.", roles::wait_lsn),
-    spec("client", -2, S, NONE, C, "A container for client connection commands.", client::client),
+    container(spec("client", -2, S, NONE, C, "A container for client connection commands.", client::client), &client::SUBCOMMANDS),
     spec("cluster", -2, S, NONE, V, "Answers that this is no Redis Cluster.", server::cluster),
-    spec("command", -1, S, NONE, V, "Returns detailed information about all commands.", server::command),
-    spec("config", -2, S | ADMIN, NONE, V, "A container for server configuration commands.", server::config),
+    container(spec("command", -1, S, NONE, V, "Returns detailed information about all commands.", server::command), &server::COMMAND),
+    container(spec("config", -2, S | ADMIN, NONE, V, "A container for server configuration commands.", server::config), &server::CONFIG),
     spec("dbsize", 1, RF, NONE, V, "Returns the number of keys in the database.", keys::dbsize),
     spec("decr", 2, WF, ONE, T, "Decrements the integer value of a key by one. Uses 0 as initial value if the key doesn't exist.", numbers::decr),
     spec("decrby", 3, WF, ONE, T, "Decrements a number from the integer value of a key. Uses 0 as initial value if the key doesn't exist.", numbers::decrby),
@@ -142,7 +180,7 @@ pub(super) static COMMANDS: [Spec; COUNT] = [
     spec("getex", -2, WF, ONE, T, "Returns the string value of a key after setting its expiration time.", strings::getex),
     spec("getrange", 4, R, ONE, T, "Returns a substring of the string stored at a key.", strings::getrange),
     spec("getset", 3, WF, ONE, T, "Returns the previous string value of a key after setting it to a new value.", strings::getset),
-    spec("hello", -1, SF | NO_AUTH | NO_MULTI, NONE, C, "Handshakes with the Redis server.", connection::hello),
+    spec("hello", -1, SF | NO_AUTH, NONE, C, "Handshakes with the Redis server.", connection::hello),
     spec("incr", 2, WF, ONE, T, "Increments the integer value of a key by one. Uses 0 as initial value if the key doesn't exist.", numbers::incr),
     spec("incrby", 3, WF, ONE, T, "Increments the integer value of a key by a number. Uses 0 as initial value if the key doesn't exist.", numbers::incrby),
     spec("incrbyfloat", 3, WF, ONE, T, "Increment the floating point value of a key by a number. Uses 0 as initial value if the key doesn't exist.", numbers::incrbyfloat),

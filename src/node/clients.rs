@@ -356,10 +356,10 @@ impl<S: Seam> Node<S> {
                     }
                     client.used += consumed;
                 }
-                Err(error) => {
-                    let text = format!("ERR {error}");
-                    self.refuse_client(client, &text);
-                }
+                Err(error) => match client.session.take_mute() {
+                    true => client.closing = true,
+                    false => self.refuse_client(client, &format!("ERR {error}")),
+                },
             }
         }
         self.trim_input(client);
@@ -492,9 +492,7 @@ impl<S: Seam> Node<S> {
                         "IOERR page {} of shard {} is damaged ({why}), nothing was changed",
                         miss.page.0, miss.shard
                     );
-                    let out = client.replies.buffer();
-                    out.extend_from_slice(format!("-{text}\r\n").as_bytes());
-                    client.replies.close_gate(Need::NOTHING, self.now);
+                    self.answer_client(client, |reply| reply.error(&text));
                     self.release_pages(client);
                     return true;
                 }

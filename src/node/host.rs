@@ -239,7 +239,7 @@ impl Host for HostView<'_> {
     }
 
     fn password_ok(&self, user: &[u8], password: &[u8]) -> bool {
-        let Some(secret) = &self.config.client_password else { return true };
+        let Some(secret) = &self.config.client_password else { return user == b"default" };
         let want = secret.reveal().as_bytes();
         // Every byte is looked at whatever the first difference is.
         let mut wrong = u8::from(user != b"default") | u8::from(want.len() != password.len());
@@ -266,8 +266,8 @@ impl Host for HostView<'_> {
         );
     }
 
-    fn config_set(&mut self, name: &str, _value: &str) -> Result<(), String> {
-        Err(format!("'{name}' is set in baton.toml and takes effect at the next start"))
+    fn config_set(&mut self, _name: &str, _value: &str) -> Result<(), String> {
+        Err("can't set immutable config: parameters are changed in baton.toml".into())
     }
 
     fn reset_stats(&mut self) {

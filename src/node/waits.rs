@@ -50,11 +50,14 @@ impl<S: Seam> Node<S> {
         self.gates_moved = true;
     }
 
-    fn answer_client(&mut self, client: &mut Client, write: impl FnOnce(&mut Reply<'_>)) {
+    /// Answers the command that waited, unless its client wants no reply.
+    pub(super) fn answer_client(&mut self, client: &mut Client, write: impl FnOnce(&mut Reply<'_>)) {
         let proto = client.session.proto;
-        write(&mut Reply::new(client.replies.buffer(), proto));
-        client.replies.close_gate(Need::NOTHING, self.now);
         client.waiting = Waiting::Nothing;
+        if !client.session.take_mute() {
+            write(&mut Reply::new(client.replies.buffer(), proto));
+            client.replies.close_gate(Need::NOTHING, self.now);
+        }
     }
 
     /// Whoever waits for what has come about, or has waited long enough.
@@ -96,9 +99,7 @@ impl<S: Seam> Node<S> {
                 self.clients.put(client);
                 continue;
             }
-            client.waiting = Waiting::Nothing;
-            request.reply(local, replicas, &client.session, client.replies.buffer());
-            client.replies.close_gate(Need::NOTHING, self.now);
+            self.answer_client(&mut client, |reply| request.reply(local, replicas, reply));
             self.run_client(&mut client);
             self.settle_client(client);
         }

@@ -64,9 +64,13 @@ impl<'a> Reply<'a> {
     }
     /// `text` starts with the error's code word.
     pub fn error(&mut self, text: &str) {
-        self.line(b'-', text.as_bytes());
+        self.error_bytes(text.as_bytes());
     }
-    pub fn error_bytes(&mut self, text: &[u8]) {
+    /// Line ends at the end of `text` are left out, as Redis does.
+    pub fn error_bytes(&mut self, mut text: &[u8]) {
+        while let [head @ .., b'\r' | b'\n'] = text {
+            text = head;
+        }
         self.line(b'-', text);
     }
     pub fn integer(&mut self, value: i64) {
@@ -175,6 +179,7 @@ mod tests {
             (|r| r.ok(), "+OK\r\n", "+OK\r\n"),
             (|r| r.simple("a\r\nb"), "+a  b\r\n", "+a  b\r\n"),
             (|r| r.error("ERR x\ny"), "-ERR x y\r\n", "-ERR x y\r\n"),
+            (|r| r.error("ERR x\r\n\n"), "-ERR x\r\n", "-ERR x\r\n"),
             (|r| r.integer(-7), ":-7\r\n", ":-7\r\n"),
             (|r| r.bulk(b"a\r\n"), "$3\r\na\r\n\r\n", "$3\r\na\r\n\r\n"),
             (|r| r.bulk_i64(-120), "$4\r\n-120\r\n", "$4\r\n-120\r\n"),

@@ -154,7 +154,7 @@ impl RequestParser {
             None => return Ok(false),
             Some(b'$') => {}
             Some(other) => {
-                let got = char::from(*other);
+                let got = if matches!(other, b'\r' | b'\n') { ' ' } else { char::from(*other) };
                 return Err(ProtocolError(format!("Protocol error: expected '$', got '{got}'").into()));
             }
         }
@@ -418,6 +418,7 @@ mod tests {
             (b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$2000000000\r\n", "Protocol error: invalid bulk length"),
             (b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$blabla\r\n", "Protocol error: invalid bulk length"),
             (b"*1\r\nfoo\r\n", "Protocol error: expected '$', got 'f'"),
+            (b"*1\r\n\r\n", "Protocol error: expected '$', got ' '"),
             (b"*1\r\n$1\r\nabc", "Protocol error: expected CRLF after bulk payload"),
             (b"set \"\"\"test-key\"\"\" test-value\r\n", "Protocol error: unbalanced quotes in request"),
         ];

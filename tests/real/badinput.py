@@ -79,7 +79,7 @@ def bad_requests(world, sandbox):
             # Redis takes an empty or negative count for nothing at all.
             want(not got.startswith(b"+"), f"{name}: answered {got[:80]!r}")
         else:
-            want(got.startswith(answer), f"{name}: answered {got[:120]!r}, not {answer!r}")
+            want(got.startswith(answer) and (answer or not got), f"{name}: answered {got[:120]!r}, not {answer!r}")
             if b"HTTP" in data:
                 want(ended and got == answer, f"{name}: a browser can send commands: {got[:200]!r}")
             if answer.startswith(b"-ERR Protocol"):
@@ -147,7 +147,7 @@ def every_command(world, sandbox):
     kinds = ["", "0", "1", "-1", "9223372036854775807", "-9223372036854775809", "1e400", "nan", "every:junk", "*", "[", "GET", "EX",
              "PX", "MATCH", "COUNT", "LIST", "INFO", "REPLY", "\r\n", b"\0\xff", "x" * 5000, "(", "STATS", "DOCS", "GETKEYS", "KILL", "ID"]
     with node.client() as client:
-        names = [name.decode() for name in client.do("COMMAND", "LIST")]
+        names = [name.decode() for name in client.do("COMMAND", "LIST") if b"|" not in name]
     # These end the connection, the data or the wait by design; they are tried without words only.
     ending = {"quit", "flushall", "flushdb", "shutdown", "monitor", "wait", "waitaof", "baton.waitlsn", "reset", "client", "debug"}
     asked = 0

@@ -1,5 +1,6 @@
 """Clients that exist: redis-py, redis-cli, redis-benchmark. None may notice that this is not Redis."""
 
+import asyncio
 import os
 import random
 import subprocess
@@ -90,6 +91,54 @@ def pipelines(world, sandbox):
     pipe.set("p:behind", "1")
     results = pipe.execute(raise_on_error=False)
     want(results[0] is True and isinstance(results[1], Exception) and results[2] is True, f"an error inside EXEC: {results}")
+
+
+def pools_and_locks(world, sandbox):
+    """What applications build on: a shared pool with health checks, locks by SET NX PX and WATCH, asyncio."""
+    redis = library()
+    port, threads, each = sandbox.wait_primary().port, 6, 12
+    for protocol in (2, 3):
+        pool = redis.BlockingConnectionPool(port=port, protocol=protocol, max_connections=4, health_check_interval=0.001, timeout=30)
+        client = redis.Redis(connection_pool=pool, decode_responses=True)
+        want(client.client_setinfo("LIB-NAME", "pooled") and client.client_no_evict("OFF"), "CLIENT SETINFO")
+        client.delete("l:lock", "l:sum")
+        troubles = []
+
+        def work(who):
+            try:
+                for _ in range(each):
+                    wait_for(lambda: client.set("l:lock", who, nx=True, px=60_000), 60, "the lock is never free", 0.0005)
+                    client.set("l:sum", int(client.get("l:sum") or 0) + 1)
+
+                    def release(pipe):
+                        want(pipe.get("l:lock") in (who, who.encode()), "the lock belongs to somebody else")
+                        pipe.multi()
+                        pipe.delete("l:lock")
+
+                    want(client.transaction(release, "l:lock") == [1], "the lock was gone")
+            except Exception as error:
+                troubles.append(f"{type(error).__name__} {error}")
+
+        running = [threading.Thread(target=work, args=(f"w{who}",)) for who in range(threads)]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join(120)
+        want(not troubles, troubles[:3])
+        want(int(client.get("l:sum")) == threads * each, f"{threads * each} turns, the sum says {client.get('l:sum')}")
+        pool.disconnect()
+
+    async def together():
+        client = redis.asyncio.Redis(port=port, protocol=3)
+        await client.delete("l:async")
+        got = await asyncio.gather(*[client.incr("l:async") for _ in range(200)])
+        async with client.pipeline(transaction=True) as pipe:
+            got.append((await pipe.incr("l:async").get("l:async").execute())[0])
+        await client.aclose()
+        return got
+
+    want(sorted(asyncio.run(together())) == list(range(1, 202)), "asyncio: increments are lost")
+    return f"{threads} threads over 4 connections, RESP2 and RESP3; asyncio"
 
 
 def watched_increments(world, sandbox):
@@ -226,6 +275,10 @@ def command_line(world, sandbox):
     want("ERR" not in docs and "set" in docs, f"COMMAND DOCS: {docs[:200]}")
     want("ERR" not in cli(world, sandbox, "COMMAND"), "COMMAND")
     want("cli:k" in cli(world, sandbox, "--scan", "--pattern", "cli:*"), "--scan")
+    want("proto 3" in cli(world, sandbox, "-3", "HELLO"), "HELLO over RESP3")
+    for word in ("MONITOR", "SUBSCRIBE x"):
+        said = cli(world, sandbox, *word.split(" "))
+        want(f"unknown command '{word.split(' ')[0]}'" in said, f"{word} is not refused as Redis words it: {said[:200]}")
     latency = cli(world, sandbox, "-r", 20, "-i", 0.001, "PING")
     want(latency.count("PONG") == 20, "-r 20 PING")
     big = cli(world, sandbox, "--bigkeys", timeout=60)
@@ -278,6 +331,7 @@ def checks(report, world):
         ("redis-py: commands", basics),
         ("redis-py: pipelines and transactions", pipelines),
         ("redis-py: WATCH loops lose no increment", watched_increments),
+        ("redis-py: pools, locks, asyncio", pools_and_locks),
         ("redis-py: SCAN", scans),
         ("redis-py: time to live", time_to_live),
         ("redis-py: binary and big values", binary_and_big),

@@ -10,6 +10,7 @@ from harness import ROOT, Report, World, announce
 
 CHAPTERS = {
     "clients": "clients that exist",
+    "replies": "the same replies as redis-server",
     "badinput": "bad input",
     "badfiles": "bad files and folders",
     "operate": "roles, policies, configuration",

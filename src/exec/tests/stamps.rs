@@ -478,6 +478,23 @@ fn waits_name_the_connections_last_write() {
 }
 
 #[test]
+fn a_mute_holds_for_waits_and_is_used_up_by_them() {
+    let mut world = World::new();
+    for (mute, muted_behind) in [("SKIP", false), ("OFF", true)] {
+        world.send(1, &words(&format!("CLIENT REPLY {mute}")));
+        let (reply, outcome) = world.run(1, &words("WAIT 0 1"));
+        assert!(matches!(outcome, Outcome::Wait(_)) && reply.is_empty(), "{mute}");
+        let (reply, _) = world.run(1, &words("PING"));
+        assert_eq!(reply.is_empty(), muted_behind, "{mute}");
+    }
+    // A request that cannot be read is the next command, too.
+    world.send(1, &words("CLIENT REPLY ON"));
+    world.send(1, &words("CLIENT REPLY SKIP"));
+    let session = world.sessions.get_mut(&1).expect("it spoke");
+    assert!(session.take_mute() && !session.take_mute());
+}
+
+#[test]
 fn every_command_is_found_in_any_case() {
     let names: Vec<&str> = table::COMMANDS.iter().map(|spec| spec.name).collect();
     assert!(names.is_sorted(), "in order of the alphabet, each once");

@@ -259,7 +259,10 @@ impl<S: TestStore> World<S> {
                     self.slices += 1;
                 }
                 Outcome::Wait(request) => {
-                    request.reply(true, self.node.acked, &self.sessions[&id], &mut out);
+                    let session = self.sessions.get_mut(&id).expect("it asked");
+                    if !session.take_mute() {
+                        request.reply(true, self.node.acked, &mut Reply::new(&mut out, session.proto));
+                    }
                     break Outcome::Wait(request);
                 }
                 other => break other,
