@@ -64,6 +64,15 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
             "{\"v\":1,\"op\":\"c\",\"verb\":\"failover\",\"dry_run\":true,\"alone\":false}\n",
             "{\"v\":1,\"op\":\"d\",\"verb\":\"stop\",\"mode\":\"fast\"}\n{\"ok\":true,\"result\":{}}\n",
         ]),
+        "commands" => super::more_seeds::commands(),
+        "recovery" => super::more_seeds::recoveries(),
+        "tree" => super::tree::seeds(),
+        "handshake" => super::links::seeds(),
+        "folder" => super::folder::seeds(),
+        "mark" => super::more_seeds::marks(),
+        "tail" => vec![segment(1), segment(7), [segment(2), segment(3)].concat(), last_frame()],
+        "history" => super::more_seeds::histories(),
+        "stored" => super::more_seeds::stored(policy()),
         other => panic!("there are no seeds for {other}"),
     }
 }
@@ -157,7 +166,7 @@ fn role_messages() -> Vec<Vec<u8>> {
     all
 }
 
-fn payload(count: u64) -> Vec<u8> {
+pub fn payload(count: u64) -> Vec<u8> {
     let mut writer = RecordWriter::new();
     for n in 0..count {
         let (shard, mut key) = (ShardId(n as u16 % SHARDS), Vec::new());
@@ -245,6 +254,17 @@ fn frame(at: usize, length: usize, payload_len: usize, previous: Digest) -> Fram
         clock: WallMs(1),
         digest: Digest::ZERO,
     }
+}
+
+/// The last frame that a log could ever have.
+fn last_frame() -> Vec<u8> {
+    let payload = payload(2);
+    let mut bytes = vec![0; padded(payload.len())];
+    bytes[HEADER_BYTES..HEADER_BYTES + payload.len()].copy_from_slice(&payload);
+    let first = Lsn(0u64.wrapping_sub(bytes.len() as u64));
+    let header = frame(0, bytes.len(), payload.len(), Digest::ZERO);
+    FrameHeader { first, segment: first.segment(SEGMENT), ..header }.seal(&mut bytes);
+    bytes
 }
 
 /// The declared length in blocks, and one frame without its padding.
