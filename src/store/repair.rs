@@ -126,6 +126,9 @@ impl Store {
     /// be read.
     pub fn rebuild(&self, page: PageNo, sent: &Found, on_disk: &[u8]) -> Rebuilt {
         let Some(damaged) = self.pages.damaged.get(&page) else { return Rebuilt::Gone };
+        if page.0 >= self.pages.space.file_pages() {
+            return Rebuilt::Lost("a link to a page behind the end of the file");
+        }
         let made = match damaged.want {
             Want::Node { level, digest } => {
                 if Digest::of(&sent.bytes) != digest {

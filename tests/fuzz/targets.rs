@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 
 use baton::admin::{LineSplitter, decode_request, decode_response};
-use baton::base::limits::{PAGE_FILE_PAGES_MAX, SEGMENT_BYTES_MIN};
+use baton::base::limits::SEGMENT_BYTES_MIN;
 use baton::base::{AlignedBuf, ClusterId, CommittedLsn, Digest, Lsn, SharedSlice, Term};
 use baton::record::key::{Meta, split};
 use baton::record::{HEADER_BYTES, RecordReader, RecordWriter};
@@ -59,8 +59,7 @@ pub const TARGETS: &[Target] = &[
         run: superblock,
         reseal: seal_superblock,
         bytes_each: 16,
-        // One bit for each page of the page file.
-        bytes_once: (PAGE_FILE_PAGES_MAX / 8) as usize + (256 << 10),
+        bytes_once: 256 << 10,
     },
     Target { name: "config", run: config, reseal: no_seal, bytes_each: 4096, bytes_once: 1 << 20 },
     Target { name: "admin", run: admin, reseal: no_seal, bytes_each: 96, bytes_once: 64 << 10 },

@@ -72,6 +72,20 @@ fn a_page_that_links_to_an_impossible_place_is_damage() {
     }
 }
 
+/// What a superblock declares becomes neither memory nor work: the file is measured.
+#[test]
+fn a_superblock_that_declares_a_huge_file_is_not_believed() {
+    use crate::base::limits::PAGE_FILE_PAGES_MAX;
+    use crate::store::superblock::{Root, Slot};
+
+    let config = StoreConfig { cluster: ClusterId(1), shards: 1, cache_bytes: 0, delta_bytes: 1 << 16 };
+    let slot = Slot { sequence: 2, file_pages: PAGE_FILE_PAGES_MAX, roots: vec![vec![Root::EMPTY]] };
+    let mut store = Store::open(config.clone(), Some(&slot.encode(config.cluster)), None).unwrap();
+    store.pages_grown(10);
+    assert!(matches!(store.walk_step(), WalkStep::Done));
+    assert_eq!(store.file_pages(), (10, 9));
+}
+
 /// Looks all keys up; each page is first offered in the forms `bad` makes of it, which must all be refused.
 fn look_at_all(world: &mut World, mut bad: impl FnMut(PageNo, &[u8]) -> Vec<Vec<u8>>) -> usize {
     let (mut refused, mut pages) = (0, 0);
