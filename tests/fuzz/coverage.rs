@@ -1,6 +1,7 @@
 //! The targets of `tests/fuzz` under libFuzzer, which sees every edge that an input takes: `tools/long/fuzz --coverage`.
 //!
-//! `BATON_FUZZ_TARGET` chooses the target; `BATON_FUZZ_SEEDS` is a folder that gets the valid encodings to begin with.
+//! `BATON_FUZZ_TARGET` chooses the target; `BATON_FUZZ_SEEDS` is a folder that gets the valid encodings to begin with. With
+//! `BATON_FUZZ_PACK` the inputs in that folder become the file that the corpus keeps, and nothing is run.
 
 #![no_main]
 
@@ -35,7 +36,29 @@ fn target() -> &'static Target {
     })
 }
 
+/// One file out of many small ones; what the seeds reach by themselves stays out.
+fn pack(folder: &str) {
+    let known = seeds::seeds(target().name);
+    let mut paths: Vec<_> =
+        fs::read_dir(folder).expect("the folder is there").flatten().map(|e| e.path()).collect();
+    paths.sort();
+    let mut packed = Vec::new();
+    for input in paths.iter().map(|path| fs::read(path).expect("it can be read")) {
+        if !known.contains(&input) {
+            packed.extend_from_slice(&(input.len() as u32).to_le_bytes());
+            packed.extend_from_slice(&input);
+        }
+    }
+    let home = Path::new("tests/fuzz/corpus").join(target().name);
+    fs::create_dir_all(&home).expect("the corpus can be written");
+    fs::write(home.join(seeds::PACK), packed).expect("the corpus can be written");
+}
+
 fn prepare() {
+    if let Ok(folder) = std::env::var("BATON_FUZZ_PACK") {
+        pack(&folder);
+        std::process::exit(0);
+    }
     let Ok(folder) = std::env::var("BATON_FUZZ_SEEDS") else { return };
     let mut all = seeds::seeds(target().name);
     all.extend(seeds::kept(target().name));

@@ -20,14 +20,31 @@ use bytes::Bytes;
 
 use super::targets::{CLUSTER, SEGMENT, SHARDS, TERM, head};
 
-/// What lies in `corpus/NAME`: inputs that once broke something, and inputs written by hand.
+/// What a fuzzer has found, many small inputs in one file: each behind its length, four bytes.
+pub const PACK: &str = "found.pack";
+
+fn unpacked(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
+        let (input, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
+        all.push(input.to_vec());
+        bytes = rest;
+    }
+    all
+}
+
+/// What lies in `corpus/NAME`: inputs that once broke something, inputs written by hand, and what coverage has found.
 pub fn kept(name: &str) -> Vec<Vec<u8>> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(name);
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut paths: Vec<PathBuf> =
         entries.map(|entry| entry.expect("the corpus can be listed").path()).collect();
     paths.sort();
-    paths.iter().map(|path| fs::read(path).expect("the corpus can be read")).collect()
+    let inputs = paths.iter().map(|path| {
+        let bytes = fs::read(path).expect("the corpus can be read");
+        if path.ends_with(PACK) { unpacked(&bytes) } else { vec![bytes] }
+    });
+    inputs.flatten().collect()
 }
 
 pub fn seeds(name: &str) -> Vec<Vec<u8>> {
