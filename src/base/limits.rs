@@ -8,6 +8,7 @@ pub const BLOCK_BYTES: usize = 4096;
 /// A log segment file. Tests and simulations may choose smaller ones at `init`.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// The largest log frame, header and padding included; so also the largest transaction.
 pub const FRAME_BYTES_MAX: usize = 16 << 20;
 /// A group of commands is sealed at the latest when it has grown to this size.

@@ -14,7 +14,7 @@ use super::written::{self, Entry, Raw, Section, Written};
 use crate::base::NodeId;
 use crate::base::limits::{
     CLIENTS_DEFAULT, CORE_MEMORY_BYTES_MIN, CORES_MAX, DIRECT_STANDBYS_MAX, FRAMES_IN_FLIGHT_MAX, NODES_MAX,
-    REDO_WORKERS_MAX, SEGMENT_BYTES, SEGMENT_BYTES_MIN, SHARDS_DEFAULT, SHARDS_MAX,
+    REDO_WORKERS_MAX, SEGMENT_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_DEFAULT, SHARDS_MAX,
 };
 
 const CLIENT_PORT: u16 = 7379;
@@ -203,7 +203,8 @@ impl Checker<'_> {
         let client_password = self.sized_text("client_password", 1, 512).map(Secret::new);
         self.exposure(client_listen, peer_listen, http_listen, peer_secret.is_some(), &members);
 
-        let segment_bytes = self.size("segment_bytes", SEGMENT_BYTES_MIN, 1 << 30).unwrap_or(SEGMENT_BYTES);
+        let segment_bytes =
+            self.size("segment_bytes", SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX).unwrap_or(SEGMENT_BYTES);
         if !segment_bytes.is_power_of_two() {
             let line = self.top.get("segment_bytes").map_or(0, |entry| entry.line);
             self.mistakes.push(

@@ -334,7 +334,9 @@ fn recover_log<S: Seam>(
         from: store.redo_from(),
         before: None,
         term_at: &term_at,
-        known_commit: control.known_committed.lsn(),
+        // A log that ends below a checkpoint has lost what it once held; what was appended there would be taken for a part
+        // of the checkpoint and never be redone.
+        known_commit: control.known_committed.lsn().max(store.proves_committed()),
         own_mark,
         // Once another term was adopted, own frames may have come back from a peer after a cut.
         own_term: control.history.last().map(|(term, _)| term).filter(|term| *term == control.last_led),

@@ -166,9 +166,14 @@ pub fn read(data: &Path) -> Vec<HistoryRow> {
     let mut rows = Vec::new();
     for file in [older(&path), path] {
         let Ok(bytes) = fs::read(&file) else { continue };
-        rows.extend(bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()));
+        rows.extend(rows_of(&bytes));
     }
     rows
+}
+
+/// The rows of one file, as far as they can be read.
+pub fn rows_of(bytes: &[u8]) -> impl Iterator<Item = HistoryRow> + '_ {
+    bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok())
 }
 
 fn append(path: &Path, row: &HistoryRow) -> io::Result<()> {

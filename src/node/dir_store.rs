@@ -40,10 +40,12 @@ pub struct DirStore {
     beats: u64,
 }
 
-struct Record {
-    revision: Revision,
-    writer: u128,
-    value: Vec<u8>,
+/// What one revision's file says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record {
+    pub revision: Revision,
+    pub writer: u128,
+    pub value: Vec<u8>,
 }
 
 impl DirStore {
@@ -298,7 +300,8 @@ fn newest_name(folder: &Path) -> io::Result<Option<Revision>> {
     Ok(newest.map(Revision))
 }
 
-fn encode(revision: Revision, writer: u128, value: &[u8]) -> Vec<u8> {
+/// The bytes of one revision's file.
+pub fn encode(revision: Revision, writer: u128, value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEAD + value.len() + DIGEST);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&VERSION.to_le_bytes());
@@ -312,7 +315,8 @@ fn encode(revision: Revision, writer: u128, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Option<Record> {
+/// `None` when these bytes are no whole record.
+pub fn decode(bytes: &[u8]) -> Option<Record> {
     if !(HEAD + DIGEST..=HEAD + VALUE_BYTES_MAX + DIGEST).contains(&bytes.len()) || &bytes[..8] != MAGIC {
         return None;
     }

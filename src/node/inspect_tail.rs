@@ -35,7 +35,8 @@ pub fn inspect_tails(data: &Path, cluster: ClusterId, segment_bytes: u64) -> Res
     Ok(json!({ "tails": tails }))
 }
 
-fn describe(path: &Path, bytes: &[u8], geometry: Geometry) -> Value {
+/// What one tail file holds, as far as it can be read.
+pub fn describe(path: &Path, bytes: &[u8], geometry: Geometry) -> Value {
     let (mut frames, mut writes) = (0u64, 0u64);
     let (mut first, mut end) = (None, Lsn::ZERO);
     let (mut oldest, mut newest) = (u64::MAX, 0);

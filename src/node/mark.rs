@@ -38,7 +38,7 @@ pub struct Mark {
 }
 
 impl Mark {
-    fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(BLOCK_BYTES);
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
@@ -55,7 +55,8 @@ impl Mark {
         out
     }
 
-    fn decode(bytes: &[u8], incarnation: Incarnation) -> Option<Mark> {
+    /// The mark in one slot; `None` for any other bytes, and for the mark of another folder.
+    pub fn decode(bytes: &[u8], incarnation: Incarnation) -> Option<Mark> {
         let image = bytes.get(..DIGEST_AT)?;
         let digest = u128::from_le_bytes(bytes.get(DIGEST_AT..DIGEST_AT + 16)?.try_into().ok()?);
         let u64_at = |at: usize| Some(u64::from_le_bytes(image.get(at..at + 8)?.try_into().ok()?));

@@ -82,8 +82,10 @@ use streams::Streams;
 use token::Purpose;
 
 pub use boot::{BootError, BootOptions};
-pub use chronicle::read as read_history;
+pub use chronicle::{read as read_history, rows_of};
 pub use init::{InitDone, InitOptions, Inspect, NodeError, init, init_on, inspect};
+pub use inspect_tail::describe as describe_tail;
+pub use mark::Mark;
 pub use run::{RunOptions, StartRole, processors, role_fits, run};
 pub use status::Glance;
 

@@ -6,7 +6,7 @@ use super::codec::{Reader, Write};
 use super::done::{KnownOp, put_known, read_known};
 use super::history::History;
 use super::policy::{Generation, PendingGeneration};
-use crate::base::limits::{BLOCK_BYTES, SEGMENT_BYTES_MIN, SHARDS_MAX};
+use crate::base::limits::{BLOCK_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SHARDS_MAX};
 use crate::base::planted::{Bug, planted};
 use crate::base::{ClusterId, CommittedLsn, Digest, Incarnation, NodeId, Term, format};
 
@@ -227,6 +227,11 @@ impl ControlState {
     }
 }
 
+/// What `init` may have chosen: a start looks at every block of a segment that is there.
+fn can_be_a_segment(bytes: u64) -> bool {
+    bytes.is_power_of_two() && (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes)
+}
+
 fn decode_body(reader: &mut Reader<'_>, format: u16) -> Option<ControlState> {
     let generation = reader.u64()?;
     let cluster = ClusterId(reader.u128()?);
@@ -242,7 +247,7 @@ fn decode_body(reader: &mut Reader<'_>, format: u16) -> Option<ControlState> {
         node: reader.node()?,
         incarnation: Incarnation(reader.u128()?),
         shards: reader.u16().filter(|shards| (1..=SHARDS_MAX).contains(shards))?,
-        segment_bytes: reader.u64().filter(|bytes| *bytes >= SEGMENT_BYTES_MIN)?,
+        segment_bytes: reader.u64().filter(|bytes| can_be_a_segment(*bytes))?,
         status: match reader.u8()? {
             0 => DataStatus::Whole,
             1 => DataStatus::Learner,

@@ -17,9 +17,29 @@ const ASSEMBLIES_MAX: usize = 8;
 /// Page buffers kept for reuse.
 const SPARES_MAX: usize = 64;
 
+/// What a cached page or value is. A parent that means something else by the page's number must not get it: its link is
+/// wrong, and what it wants is missing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Meaning {
+    digest: Digest,
+    /// Of a tree page.
+    level: Option<u8>,
+}
+
+impl Meaning {
+    pub fn node(digest: Digest, level: u8) -> Meaning {
+        Meaning { digest, level: Some(level) }
+    }
+
+    pub fn value(digest: Digest) -> Meaning {
+        Meaning { digest, level: None }
+    }
+}
+
 #[derive(Debug)]
 struct Frame {
     page: PageNo,
+    meaning: Meaning,
     bytes: Vec<u8>,
     referenced: bool,
     /// Of a long value: the checkpoint that wrote it.
@@ -80,9 +100,9 @@ impl Cache {
     }
 
     /// Finds a page (or, under its head page, a long value) and marks it as used.
-    pub fn find(&mut self, page: PageNo) -> Option<FrameIndex> {
+    pub fn find(&mut self, page: PageNo, meaning: Meaning) -> Option<FrameIndex> {
         let index = *self.table.get(page.0 as usize)?;
-        let frame = self.frames.get_mut(index as usize)?.as_mut()?;
+        let frame = self.frames.get_mut(index as usize)?.as_mut().filter(|frame| frame.meaning == meaning)?;
         debug_assert_eq!(frame.page, page);
         frame.referenced = true;
         Some(FrameIndex(index))
@@ -98,24 +118,31 @@ impl Cache {
     }
 
     /// The page without marking it as used.
-    pub fn peek(&self, page: PageNo) -> Option<&[u8]> {
+    pub fn peek(&self, page: PageNo, meaning: Meaning) -> Option<&[u8]> {
         let index = *self.table.get(page.0 as usize)?;
-        self.frames.get(index as usize)?.as_ref().map(|frame| &frame.bytes[..])
+        let frame = self.frames.get(index as usize)?.as_ref();
+        frame.filter(|frame| frame.meaning == meaning).map(|frame| &frame.bytes[..])
+    }
+
+    /// Whether anything is kept under this number.
+    #[cfg(test)]
+    pub fn has(&self, page: PageNo) -> bool {
+        self.table.get(page.0 as usize).is_some_and(|index| *index != NONE)
     }
 
     /// Keeps a copy of a verified page. `warm` pages survive the next pass of the hand.
-    pub fn insert(&mut self, page: PageNo, bytes: &[u8], warm: bool) {
+    pub fn insert(&mut self, page: PageNo, meaning: Meaning, bytes: &[u8], warm: bool) {
         let mut copy = self.spares.pop().unwrap_or_default();
         copy.clear();
         copy.extend_from_slice(bytes);
-        self.insert_owned(page, copy, warm, Lsn::ZERO);
+        self.insert_owned(page, meaning, copy, warm, Lsn::ZERO);
     }
 
-    fn insert_owned(&mut self, page: PageNo, bytes: Vec<u8>, warm: bool, birth: Lsn) {
+    fn insert_owned(&mut self, page: PageNo, meaning: Meaning, bytes: Vec<u8>, warm: bool, birth: Lsn) {
         self.remove(page);
         self.make_room(bytes.len());
         self.bytes += bytes.len();
-        let frame = Frame { page, bytes, referenced: warm, birth };
+        let frame = Frame { page, meaning, bytes, referenced: warm, birth };
         let index = match self.vacant.pop() {
             Some(index) => {
                 self.frames[index as usize] = Some(frame);
@@ -183,8 +210,8 @@ impl Cache {
 
     // ---- long values ----
 
-    pub fn assembly(&self, head: PageNo) -> Option<&Assembly> {
-        self.assemblies.get(&head)
+    pub fn assembly(&self, head: PageNo, digest: Digest) -> Option<&Assembly> {
+        self.assemblies.get(&head).filter(|assembly| assembly.digest == digest)
     }
 
     /// Starts to assemble `big` from its verified head page. Says whether the value is complete and right.
@@ -225,7 +252,8 @@ impl Cache {
         if Digest::of(&assembly.value) != assembly.digest {
             return Err("long value differs from its digest");
         }
-        self.insert_owned(head, assembly.value, true, assembly.birth);
+        let meaning = Meaning::value(assembly.digest);
+        self.insert_owned(head, meaning, assembly.value, true, assembly.birth);
         Ok(())
     }
 
@@ -246,29 +274,41 @@ impl Cache {
 mod tests {
     use super::*;
 
+    const MEANING: Meaning = Meaning { digest: Digest(1), level: Some(0) };
+
     fn bytes(tag: u8) -> Vec<u8> {
         vec![tag; PAGE_BYTES]
+    }
+
+    #[test]
+    fn a_page_is_found_only_by_whoever_means_it() {
+        let mut cache = Cache::new(4 * PAGE_BYTES);
+        cache.insert(PageNo(1), MEANING, &bytes(1), false);
+        for other in [Meaning::node(Digest(2), 0), Meaning::node(Digest(1), 1), Meaning::value(Digest(1))] {
+            assert!(cache.find(PageNo(1), other).is_none() && cache.peek(PageNo(1), other).is_none());
+        }
+        assert!(cache.find(PageNo(1), MEANING).is_some() && cache.peek(PageNo(1), MEANING).is_some());
     }
 
     #[test]
     fn used_pages_get_a_second_chance_and_held_pages_stay() {
         let mut cache = Cache::new(4 * PAGE_BYTES);
         for i in 1..=4 {
-            cache.insert(PageNo(i), &bytes(i as u8), false);
+            cache.insert(PageNo(i), MEANING, &bytes(i as u8), false);
         }
         cache.hold(PageNo(3));
-        cache.find(PageNo(1)).unwrap();
-        cache.insert(PageNo(5), &bytes(5), false);
-        assert!(cache.peek(PageNo(1)).is_some() && cache.peek(PageNo(3)).is_some());
+        cache.find(PageNo(1), MEANING).unwrap();
+        cache.insert(PageNo(5), MEANING, &bytes(5), false);
+        assert!(cache.peek(PageNo(1), MEANING).is_some() && cache.peek(PageNo(3), MEANING).is_some());
         for i in 6..40 {
-            cache.insert(PageNo(i), &bytes(i as u8), true);
+            cache.insert(PageNo(i), MEANING, &bytes(i as u8), true);
             assert!(cache.bytes() <= 4 * PAGE_BYTES);
-            assert_eq!(cache.peek(PageNo(i)).unwrap()[0], i as u8);
+            assert_eq!(cache.peek(PageNo(i), MEANING).unwrap()[0], i as u8);
         }
-        assert_eq!(cache.peek(PageNo(3)).unwrap()[0], 3);
+        assert_eq!(cache.peek(PageNo(3), MEANING).unwrap()[0], 3);
         cache.release(PageNo(3));
-        (40..60).for_each(|i| cache.insert(PageNo(i), &bytes(1), true));
-        assert!(cache.peek(PageNo(3)).is_none());
+        (40..60).for_each(|i| cache.insert(PageNo(i), MEANING, &bytes(1), true));
+        assert!(cache.peek(PageNo(3), MEANING).is_none());
     }
 
     #[test]
@@ -276,11 +316,11 @@ mod tests {
         let mut cache = Cache::new(PAGE_BYTES);
         for i in 1..=6 {
             cache.hold(PageNo(i));
-            cache.insert(PageNo(i), &bytes(i as u8), true);
+            cache.insert(PageNo(i), MEANING, &bytes(i as u8), true);
         }
         assert_eq!(cache.bytes(), 6 * PAGE_BYTES);
         (1..=6).for_each(|i| cache.release(PageNo(i)));
-        cache.insert(PageNo(9), &bytes(9), true);
+        cache.insert(PageNo(9), MEANING, &bytes(9), true);
         assert_eq!(cache.bytes(), PAGE_BYTES);
     }
 }

@@ -366,6 +366,12 @@ impl Store {
         self.slots.iter().flatten().filter_map(current).min().expect("one slot is whole")
     }
 
+    /// Everything below was committed, and so it was durable in this node's log: a superblock names no checkpoint before.
+    pub fn proves_committed(&self) -> Lsn {
+        let roots = self.slots.iter().flatten().flat_map(|slot| &slot.roots);
+        roots.map(|roots| roots[0].at).max().expect("one slot is whole")
+    }
+
     /// Position and digest of the shard's current durable root, comparable between nodes.
     pub fn root(&self, shard: ShardId) -> (Lsn, Digest) {
         let root = &self.shards[shard.index()].roots[0];

@@ -2,7 +2,7 @@
 
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
 
-use super::cache::{Cache, FrameIndex};
+use super::cache::{Cache, FrameIndex, Meaning};
 use super::delta::Slot;
 use super::key::Key;
 use super::page::{self, Big, ValueAt};
@@ -202,7 +202,7 @@ impl Stretch<'_> {
                 match page::leaf_value(leaf, lower) {
                     ValueAt::Inline(value) => visit(key, value),
                     ValueAt::Big(_) if !whole => visit(key, page::leaf_big_head(leaf, lower)),
-                    ValueAt::Big(big) => match self.cache.peek(big.page) {
+                    ValueAt::Big(big) => match self.cache.peek(big.page, Meaning::value(big.digest)) {
                         Some(value) => visit(key, value),
                         None => return Stopped::ForBig(big, key.to_vec()),
                     },

@@ -280,7 +280,6 @@ impl Store {
 
     fn from_slots(config: StoreConfig, slots: [Option<Slot>; 2], walk: Option<Walk>) -> Store {
         assert!((1..=SHARDS_MAX).contains(&config.shards), "the shard count was checked at init");
-        let file_pages = slots.iter().flatten().map(|s| s.file_pages).max().expect("a whole slot");
         let mut newest_first: Vec<&Slot> = slots.iter().flatten().collect();
         newest_first.sort_by_key(|slot| std::cmp::Reverse(slot.sequence));
         let shards = (0..usize::from(config.shards)).map(|i| {
@@ -301,7 +300,8 @@ impl Store {
             shards: shards.collect(),
             undo: UndoLog::default(),
             tops_out: 0,
-            pages: Pages::new(config.cache_bytes, file_pages),
+            // How long the file is, the file says: a superblock is not believed in what becomes memory.
+            pages: Pages::new(config.cache_bytes, 1),
             active_bytes: 0,
             frozen_bytes: 0,
             frozen_shards: 0,

@@ -7,7 +7,7 @@
 
 use super::key::Key;
 use super::{HEAD_BYTES, PageNo, STORE_KEY_BYTES_MAX, STORE_VALUE_BYTES_MAX};
-use crate::base::limits::PAGE_BYTES;
+use crate::base::limits::{PAGE_BYTES, PAGE_FILE_PAGES_MAX};
 use crate::base::{Digest, Lsn, ShardId};
 
 const MAGIC: [u8; 4] = *b"BTNP";
@@ -262,7 +262,7 @@ pub(super) fn big_data(page: &[u8]) -> &[u8] {
     &page[HEADER..used(page)]
 }
 
-/// Page number and check of the rest pages, in order.
+/// Page number and check of what a page of a long value, or a leaf with long values, links to, in order.
 pub(super) fn big_rest(page: &[u8]) -> impl Iterator<Item = (PageNo, u64)> + '_ {
     local(page).chunks_exact(BIG_LOCAL).map(|link| (PageNo(u64_at(link, 0)), u64_at(link, 8)))
 }
@@ -545,7 +545,15 @@ fn verify_leaf(page: &[u8], used: usize, local_len: usize) -> Result<(), &'stati
         }
         at = body + body_len;
     }
-    if at != used || bigs * BIG_LOCAL != local_len { Err("leaf lengths disagree") } else { Ok(()) }
+    if at != used || bigs * BIG_LOCAL != local_len {
+        return Err("leaf lengths disagree");
+    }
+    if big_rest(page).all(|(number, _)| can_be(number)) { Ok(()) } else { Err("long value without a page") }
+}
+
+/// Whether a page file can have this page: the place of any other one is no number.
+fn can_be(number: PageNo) -> bool {
+    (1..PAGE_FILE_PAGES_MAX).contains(&number.0)
 }
 
 fn verify_inner(page: &[u8], used: usize, local_len: usize) -> Result<(), &'static str> {
@@ -565,7 +573,7 @@ fn verify_inner(page: &[u8], used: usize, local_len: usize) -> Result<(), &'stat
         if i > 0 && child_fence(page, i - 1) >= &page[at + CHILD_HEAD..end] {
             return Err("fences out of order");
         }
-        if child_link(page, i).0 == PageNo(0) {
+        if !can_be(child_link(page, i).0) {
             return Err("child without a page");
         }
         at = end;
@@ -581,5 +589,5 @@ fn verify_big_head(page: &[u8], used: usize, local_len: usize) -> Result<(), &'s
     {
         return Err("overflow head disagrees");
     }
-    Ok(())
+    if big_rest(page).all(|(number, _)| can_be(number)) { Ok(()) } else { Err("long value without a page") }
 }

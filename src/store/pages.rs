@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::cache::{Cache, FrameIndex};
+use super::cache::{Cache, FrameIndex, Meaning};
 use super::key::Key;
 use super::page::{self, Big, Kind, ValueAt};
 use super::space::Space;
@@ -40,7 +40,7 @@ pub(super) struct Pages {
     /// Pages whose bytes were refused, with whoever waits for them. They are not read again: good bytes come from
     /// memory or from another node, through [`Pages::page_read`].
     pub damaged: BTreeMap<PageNo, Expect>,
-    inbox: BTreeMap<PageNo, Vec<u8>>,
+    inbox: BTreeMap<PageNo, (Want, Vec<u8>)>,
     /// Pages that the worker has asked for since the last [`Pages::take_asks`].
     asks: Vec<PageNo>,
 }
@@ -75,31 +75,37 @@ impl Pages {
     // ---- for readers ----
 
     fn miss(&mut self, shard: ShardId, page: PageNo, want: Want, key: Key) -> Miss {
-        self.expect(shard, page, want, key).reader = true;
+        if let Some(expect) = self.expect(shard, page, want, key) {
+            expect.reader = true;
+        }
         Miss { shard, page }
     }
 
-    /// Whoever waits for a page; a damaged one keeps its own list.
-    fn expect(&mut self, shard: ShardId, page: PageNo, want: Want, key: Key) -> &mut Expect {
+    /// Whoever waits for a page; a damaged one keeps its own list. `None` while somebody else waits for another meaning of
+    /// the same number: one of the two has a wrong link, and the later one asks again when the first is done.
+    fn expect(&mut self, shard: ShardId, page: PageNo, want: Want, key: Key) -> Option<&mut Expect> {
         let fresh = Expect { shard, want, key, reader: false, worker: false };
         let expect = match self.damaged.contains_key(&page) {
             true => self.damaged.get_mut(&page).expect("just seen"),
             false => self.expected.entry(page).or_insert(fresh),
         };
-        assert_eq!(expect.want, want, "a page keeps its meaning while it is read");
-        expect
+        (expect.want == want && expect.shard == shard).then_some(expect)
     }
 
     /// The fence of page `stop` on the way from the root to `key`. All pages above it are in memory.
     fn fence_of(&self, root: &Root, key: &[u8], stop: PageNo) -> Key {
-        let (mut number, mut fence) = (root.page, Key::EMPTY);
-        while number != stop {
-            let Some(bytes) = self.cache.peek(number) else { return Key::from(key) };
+        let (mut number, mut meaning, mut fence) =
+            (root.page, Meaning::node(root.digest, root.level), Key::EMPTY);
+        let mut level = root.level;
+        while number != stop && level > 0 {
+            let Some(bytes) = self.cache.peek(number, meaning) else { return Key::from(key) };
             let i = page::inner_search(bytes, key);
             if i > 0 {
                 fence = Key::from(page::child_fence(bytes, i));
             }
-            number = page::child_link(bytes, i).0;
+            level -= 1;
+            let (child, digest) = page::child_link(bytes, i);
+            (number, meaning) = (child, Meaning::node(digest, level));
         }
         fence
     }
@@ -111,7 +117,7 @@ impl Pages {
         }
         let (mut number, mut digest, mut level) = (root.page, root.digest, root.level);
         loop {
-            let Some(frame) = self.cache.find(number) else {
+            let Some(frame) = self.cache.find(number, Meaning::node(digest, level)) else {
                 let fence = self.fence_of(root, key, number);
                 return Err(self.miss(shard, number, Want::Node { level, digest }, fence));
             };
@@ -135,7 +141,7 @@ impl Pages {
     ) -> Result<Option<FrameIndex>, Miss> {
         let (mut number, mut here, mut at) = (root.page, root.digest, root.level);
         while at > level {
-            let Some(frame) = self.cache.find(number) else {
+            let Some(frame) = self.cache.find(number, Meaning::node(here, at)) else {
                 let fence = self.fence_of(root, key, number);
                 return Err(self.miss(shard, number, Want::Node { level: at, digest: here }, fence));
             };
@@ -146,7 +152,7 @@ impl Pages {
         if at != level || here != digest {
             return Ok(None);
         }
-        match self.cache.find(number) {
+        match self.cache.find(number, Meaning::node(digest, level)) {
             Some(frame) => Ok(Some(frame)),
             None => {
                 let fence = self.fence_of(root, key, number);
@@ -168,7 +174,7 @@ impl Pages {
         let (mut number, mut digest, mut level) = (root.page, root.digest, root.level);
         let mut end = None;
         loop {
-            let Some(frame) = self.cache.find(number) else {
+            let Some(frame) = self.cache.find(number, Meaning::node(digest, level)) else {
                 let fence = self.fence_of(root, key, number);
                 return Err(self.miss(shard, number, Want::Node { level, digest }, fence));
             };
@@ -192,11 +198,11 @@ impl Pages {
 
     /// A long value, whole.
     pub fn big(&mut self, shard: ShardId, big: &Big, key: &[u8]) -> Result<FrameIndex, Miss> {
-        if let Some(frame) = self.cache.find(big.page) {
+        if let Some(frame) = self.cache.find(big.page, Meaning::value(big.digest)) {
             return Ok(frame);
         }
         let (head, digest, len) = (big.page, big.digest, big.len);
-        match self.cache.assembly(head).and_then(|a| a.missing.first_key_value()) {
+        match self.cache.assembly(head, digest).and_then(|a| a.missing.first_key_value()) {
             Some((page, (_, check))) => {
                 let (page, want) = (*page, Want::BigRest { head, check: *check, digest, len });
                 Err(self.miss(shard, page, want, Key::from(key)))
@@ -210,7 +216,7 @@ impl Pages {
         let mut pages = vec![miss.page];
         if let Some(Expect { want: Want::BigRest { head, digest, len, .. }, key, .. }) =
             self.expected.get(&miss.page)
-            && let Some(assembly) = self.cache.assembly(*head)
+            && let Some(assembly) = self.cache.assembly(*head, *digest)
         {
             let (head, digest, len, key) = (*head, *digest, *len, key.clone());
             let shard = assembly.shard;
@@ -234,12 +240,12 @@ impl Pages {
         key: &Key,
         fresh: bool,
     ) -> Option<Vec<u8>> {
-        if let Some(bytes) = self.inbox.remove(&page) {
+        if let Some((_, bytes)) = self.inbox.remove(&page).filter(|(here, _)| *here == want) {
             return Some(bytes);
         }
         if !fresh
-            && matches!(want, Want::Node { .. })
-            && let Some(bytes) = self.cache.peek(page)
+            && let Want::Node { level, digest } = want
+            && let Some(bytes) = self.cache.peek(page, Meaning::node(digest, level))
         {
             return Some(bytes.to_vec());
         }
@@ -249,12 +255,14 @@ impl Pages {
 
     /// Asks for a page that will be fetched soon.
     pub fn foresee(&mut self, shard: ShardId, page: PageNo, want: Want, key: &Key, fresh: bool) {
-        let cached = !fresh && matches!(want, Want::Node { .. }) && self.cache.peek(page).is_some();
-        if cached || self.inbox.contains_key(&page) {
+        let cached = !fresh
+            && matches!(want, Want::Node { level, digest }
+                if self.cache.peek(page, Meaning::node(digest, level)).is_some());
+        if cached || self.inbox.get(&page).is_some_and(|(here, _)| *here == want) {
             return;
         }
         let damaged = self.damaged.contains_key(&page);
-        let expect = self.expect(shard, page, want, key.clone());
+        let Some(expect) = self.expect(shard, page, want, key.clone()) else { return };
         if !expect.worker {
             expect.worker = true;
             if !damaged {
@@ -306,14 +314,14 @@ impl Pages {
 
     fn deliver(&mut self, page: PageNo, bytes: &[u8], expect: &Expect) -> Result<(), &'static str> {
         if expect.worker {
-            self.inbox.insert(page, bytes.to_vec());
+            self.inbox.insert(page, (expect.want, bytes.to_vec()));
         }
         if !expect.reader {
             return Ok(());
         }
         match expect.want {
-            Want::Node { .. } => {
-                self.cache.insert(page, bytes, true);
+            Want::Node { level, digest } => {
+                self.cache.insert(page, Meaning::node(digest, level), bytes, true);
                 Ok(())
             }
             Want::BigHead(big) => self.cache.start_assembly(expect.shard, &big, bytes),

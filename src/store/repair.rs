@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use super::cache::Meaning;
 use super::page::{self, Kind, ValueAt};
 use super::pages::{Want, judge};
 use super::{Miss, PageNo, Store};
@@ -115,7 +116,8 @@ impl Store {
     /// A good copy of a damaged page that is still in memory.
     pub fn repair_from_memory(&self, page: PageNo) -> Option<Vec<u8>> {
         let damaged = self.pages.damaged.get(&page)?;
-        let bytes = self.pages.cache.peek(page)?;
+        let Want::Node { level, digest } = damaged.want else { return None };
+        let bytes = self.pages.cache.peek(page, Meaning::node(digest, level))?;
         judge(page, bytes, damaged.shard, &damaged.want).ok()?;
         Some(bytes.to_vec())
     }
@@ -124,6 +126,9 @@ impl Store {
     /// be read.
     pub fn rebuild(&self, page: PageNo, sent: &Found, on_disk: &[u8]) -> Rebuilt {
         let Some(damaged) = self.pages.damaged.get(&page) else { return Rebuilt::Gone };
+        if page.0 >= self.pages.space.file_pages() {
+            return Rebuilt::Lost("a link to a page behind the end of the file");
+        }
         let made = match damaged.want {
             Want::Node { level, digest } => {
                 if Digest::of(&sent.bytes) != digest {

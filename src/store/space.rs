@@ -51,6 +51,12 @@ impl Space {
         }
     }
 
+    /// The file was measured at start: all its pages are taken until the walk frees them.
+    pub fn measured(&mut self, pages: u64) {
+        assert!(self.free_count == 0 && self.writing.is_empty(), "a file is measured before it is used");
+        *self = Space::new(pages);
+    }
+
     pub fn file_pages(&self) -> u64 {
         self.file_pages
     }

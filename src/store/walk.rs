@@ -98,8 +98,8 @@ impl Store {
     pub fn walk_step(&mut self) -> WalkStep {
         let Some(mut walk) = self.walk.take() else { return WalkStep::Done };
         if walk.seen.is_empty() {
-            let pages = walk.file_pages.max(self.pages.space.file_pages());
-            walk.seen = vec![0; pages.div_ceil(64) as usize];
+            self.pages.space.measured(walk.file_pages);
+            walk.seen = vec![0; self.pages.space.file_pages().div_ceil(64) as usize];
         }
         for _ in 0..TOGETHER {
             let Some(item) = walk.stack.pop() else {
@@ -216,7 +216,6 @@ impl Store {
             .map(PageNo)
             .filter(|page| !walk.seen(*page))
             .for_each(|page| self.pages.space.set_free(page));
-        self.pages.space.grown(walk.file_pages);
         self.pages.forget_worker();
         (0..self.config.shards).for_each(|shard| self.collect_garbage(ShardId(shard)));
     }

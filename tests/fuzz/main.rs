@@ -5,11 +5,19 @@
 //! `BATON_FUZZ_REPORT` a file for the counts. A failing input is written to `target/fuzz`; put it into
 //! `tests/fuzz/corpus/TARGET` and it stays checked.
 
+mod commands;
+mod files;
+mod folder;
+mod judge;
+mod links;
+mod more_seeds;
 mod mutate;
+mod recovery;
+mod script;
 mod seeds;
 mod targets;
+mod tree;
 
-use std::alloc::System;
 use std::collections::BTreeSet;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,12 +25,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use baton::base::{Digest, Prng};
-use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 use targets::{TARGETS, Target};
-
-#[global_allocator]
-static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// All targets together, when nothing else is said.
 const SECONDS: u64 = 16;
@@ -39,22 +43,13 @@ struct Count {
     dearest: f64,
 }
 
-/// One run of a target. What it allocates is counted by the whole process, so nothing else may run beside it: this
-/// file has one test.
+/// One run of a target; a panic is a failure like any other.
 fn run(target: &Target, data: &[u8]) -> Result<(u64, usize), String> {
-    let region = Region::new(COUNTED);
-    let outcome = catch_unwind(AssertUnwindSafe(|| (target.run)(data)));
-    let change = region.change();
-    let spent = change.bytes_allocated + change.bytes_reallocated.max(0).unsigned_abs();
-    let way = outcome.map_err(|panic| {
+    let outcome = catch_unwind(AssertUnwindSafe(|| judge::run(target, data)));
+    outcome.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
-        text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
-    })?;
-    let allowed = data.len() * target.bytes_each + target.bytes_once;
-    if spent > allowed {
-        return Err(format!("allocates {spent} bytes for an input of {}, {allowed} are allowed", data.len()));
-    }
-    Ok((way, spent))
+        Err(text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default())
+    })
 }
 
 fn fail(target: &Target, seed: u64, data: &[u8], why: &str) -> ! {

@@ -20,14 +20,31 @@ use bytes::Bytes;
 
 use super::targets::{CLUSTER, SEGMENT, SHARDS, TERM, head};
 
-/// What lies in `corpus/NAME`: inputs that once broke something, and inputs written by hand.
+/// What a fuzzer has found, many small inputs in one file: each behind its length, four bytes.
+pub const PACK: &str = "found.pack";
+
+fn unpacked(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
+        let (input, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
+        all.push(input.to_vec());
+        bytes = rest;
+    }
+    all
+}
+
+/// What lies in `corpus/NAME`: inputs that once broke something, inputs written by hand, and what coverage has found.
 pub fn kept(name: &str) -> Vec<Vec<u8>> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(name);
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut paths: Vec<PathBuf> =
         entries.map(|entry| entry.expect("the corpus can be listed").path()).collect();
     paths.sort();
-    paths.iter().map(|path| fs::read(path).expect("the corpus can be read")).collect()
+    let inputs = paths.iter().map(|path| {
+        let bytes = fs::read(path).expect("the corpus can be read");
+        if path.ends_with(PACK) { unpacked(&bytes) } else { vec![bytes] }
+    });
+    inputs.flatten().collect()
 }
 
 pub fn seeds(name: &str) -> Vec<Vec<u8>> {
@@ -64,6 +81,15 @@ pub fn seeds(name: &str) -> Vec<Vec<u8>> {
             "{\"v\":1,\"op\":\"c\",\"verb\":\"failover\",\"dry_run\":true,\"alone\":false}\n",
             "{\"v\":1,\"op\":\"d\",\"verb\":\"stop\",\"mode\":\"fast\"}\n{\"ok\":true,\"result\":{}}\n",
         ]),
+        "commands" => super::more_seeds::commands(),
+        "recovery" => super::more_seeds::recoveries(),
+        "tree" => super::tree::seeds(),
+        "handshake" => super::links::seeds(),
+        "folder" => super::folder::seeds(),
+        "mark" => super::more_seeds::marks(),
+        "tail" => vec![segment(1), segment(7), [segment(2), segment(3)].concat(), last_frame()],
+        "history" => super::more_seeds::histories(),
+        "stored" => super::more_seeds::stored(policy()),
         other => panic!("there are no seeds for {other}"),
     }
 }
@@ -157,7 +183,7 @@ fn role_messages() -> Vec<Vec<u8>> {
     all
 }
 
-fn payload(count: u64) -> Vec<u8> {
+pub fn payload(count: u64) -> Vec<u8> {
     let mut writer = RecordWriter::new();
     for n in 0..count {
         let (shard, mut key) = (ShardId(n as u16 % SHARDS), Vec::new());
@@ -245,6 +271,17 @@ fn frame(at: usize, length: usize, payload_len: usize, previous: Digest) -> Fram
         clock: WallMs(1),
         digest: Digest::ZERO,
     }
+}
+
+/// The last frame that a log could ever have.
+fn last_frame() -> Vec<u8> {
+    let payload = payload(2);
+    let mut bytes = vec![0; padded(payload.len())];
+    bytes[HEADER_BYTES..HEADER_BYTES + payload.len()].copy_from_slice(&payload);
+    let first = Lsn(0u64.wrapping_sub(bytes.len() as u64));
+    let header = frame(0, bytes.len(), payload.len(), Digest::ZERO);
+    FrameHeader { first, segment: first.segment(SEGMENT), ..header }.seal(&mut bytes);
+    bytes
 }
 
 /// The declared length in blocks, and one frame without its padding.

@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 
 use baton::admin::{LineSplitter, decode_request, decode_response};
-use baton::base::limits::{PAGE_FILE_PAGES_MAX, SEGMENT_BYTES_MIN};
+use baton::base::limits::SEGMENT_BYTES_MIN;
 use baton::base::{AlignedBuf, ClusterId, CommittedLsn, Digest, Lsn, SharedSlice, Term};
 use baton::record::key::{Meta, split};
 use baton::record::{HEADER_BYTES, RecordReader, RecordWriter};
@@ -20,6 +20,13 @@ use baton::store::{Store, StoreConfig};
 use baton::wal::{FrameScan, Geometry, LogReader, RecoverParams, inspect_segment, recover};
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3;
+
+use super::commands::commands;
+use super::files::{history, mark, seal_mark, seal_stored, stored, tail};
+use super::folder::folder;
+use super::links::handshake;
+use super::recovery::recovery;
+use super::tree::tree;
 
 pub const CLUSTER: ClusterId = ClusterId(0x1234_5678_9abc_def0);
 pub const SHARDS: u16 = 4;
@@ -36,7 +43,7 @@ pub struct Target {
     pub bytes_once: usize,
 }
 
-fn no_seal(_: &mut [u8]) {}
+pub fn no_seal(_: &mut [u8]) {}
 
 pub const TARGETS: &[Target] = &[
     Target { name: "resp-request", run: resp_request, reseal: no_seal, bytes_each: 96, bytes_once: 64 << 10 },
@@ -52,22 +59,30 @@ pub const TARGETS: &[Target] = &[
         run: superblock,
         reseal: seal_superblock,
         bytes_each: 16,
-        // One bit for each page of the page file.
-        bytes_once: (PAGE_FILE_PAGES_MAX / 8) as usize + (256 << 10),
+        bytes_once: 256 << 10,
     },
     Target { name: "config", run: config, reseal: no_seal, bytes_each: 4096, bytes_once: 1 << 20 },
     Target { name: "admin", run: admin, reseal: no_seal, bytes_each: 96, bytes_once: 64 << 10 },
+    Target { name: "commands", run: commands, reseal: no_seal, bytes_each: 4096, bytes_once: 8 << 20 },
+    Target { name: "recovery", run: recovery, reseal: no_seal, bytes_each: 4096, bytes_once: 16 << 20 },
+    Target { name: "tree", run: tree, reseal: no_seal, bytes_each: 1 << 20, bytes_once: 64 << 20 },
+    Target { name: "handshake", run: handshake, reseal: no_seal, bytes_each: 96, bytes_once: 64 << 10 },
+    Target { name: "folder", run: folder, reseal: no_seal, bytes_each: 1 << 20, bytes_once: 256 << 20 },
+    Target { name: "mark", run: mark, reseal: seal_mark, bytes_each: 16, bytes_once: 64 << 10 },
+    Target { name: "tail", run: tail, reseal: seal_frames, bytes_each: 96, bytes_once: 64 << 10 },
+    Target { name: "history", run: history, reseal: no_seal, bytes_each: 256, bytes_once: 64 << 10 },
+    Target { name: "stored", run: stored, reseal: seal_stored, bytes_each: 32, bytes_once: 64 << 10 },
 ];
 
 /// A number for a way through the code.
-fn way(parts: impl Hash) -> u64 {
+pub fn way(parts: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     parts.hash(&mut hasher);
     hasher.finish()
 }
 
 /// The name of an error without the numbers in it.
-fn word(error: &impl Debug) -> String {
+pub fn word(error: &impl Debug) -> String {
     format!("{error:?}").chars().filter(|c| !c.is_ascii_digit()).take(48).collect()
 }
 
@@ -213,7 +228,7 @@ fn wire(data: &[u8]) -> u64 {
     way(ways)
 }
 
-fn seal_envelopes(data: &mut [u8]) {
+pub fn seal_envelopes(data: &mut [u8]) {
     let mut at = 0;
     while data.len() - at >= ENVELOPE_BYTES {
         let body = u32::from_le_bytes(data[at + 8..at + 12].try_into().expect("four bytes")) as usize;
@@ -307,7 +322,7 @@ fn log(data: &[u8]) -> u64 {
 }
 
 /// Frames: each where its first LSN or the one before says.
-fn seal_frames(data: &mut [u8]) {
+pub fn seal_frames(data: &mut [u8]) {
     let mut at = 0;
     while data.len() - at >= HEADER_BYTES {
         let length = u32::from_le_bytes(data[at + 64..at + 68].try_into().expect("four bytes")) as usize;
@@ -412,7 +427,7 @@ fn control(data: &[u8]) -> u64 {
     way((found.map_err(|error| word(&error)), both.is_ok()))
 }
 
-fn seal_control(data: &mut [u8]) {
+pub fn seal_control(data: &mut [u8]) {
     for image in data.chunks_exact_mut(CONTROL_BYTES) {
         let digest = Digest::of(&image[..CONTROL_BYTES - 16]);
         image[CONTROL_BYTES - 16..].copy_from_slice(&digest.0.to_le_bytes());
@@ -428,7 +443,7 @@ fn superblock(data: &[u8]) -> u64 {
     }
 }
 
-fn seal_superblock(data: &mut [u8]) {
+pub fn seal_superblock(data: &mut [u8]) {
     let half = data.len() / 2;
     let (a, b) = data.split_at_mut(half);
     for slot in [a, b] {

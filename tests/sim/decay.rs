@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use baton::admin::{Failover, Verb};
-use baton::base::Prng;
-use baton::io::ConnId;
+use baton::base::{ClusterId, Prng, SharedSlice};
 use baton::io::sim::{DiskOp, SimConfig};
+use baton::io::{ConnId, Open, Seam};
+use baton::store::{SLOT_BYTES, Store, StoreConfig};
 use serde_json::Value;
 
 use super::cluster::Cluster;
@@ -233,6 +234,66 @@ fn decaying_disks_are_repaired_under_load() {
     }
     println!("{seeds} seeds: {flips} bits flipped, {repaired} pages repaired, {errors} reads refused");
     assert!(repaired > 0);
+}
+
+/// The log is older than the checkpoints: from a backup, or on a disk that lost what it had flushed. New records would stand
+/// where the checkpoint believes it has them already, and never be redone.
+#[test]
+fn a_log_that_ends_below_a_checkpoint_is_damage() {
+    let mut cluster = Cluster::new(7, 1, SimConfig::default(), "");
+    wait_serving(&mut cluster, 1);
+    sleep(&mut cluster, 500);
+    let end = cluster.glance(1).expect("it runs").appended;
+    cluster.kill(1);
+    sleep(&mut cluster, 500);
+    let host = cluster.machines[0].host;
+    let early = cluster.world.disk_image(host);
+    let superblock = Path::new("/data/superblock");
+
+    cluster.start(1, Some(baton::node::StartRole::Primary));
+    wait_serving(&mut cluster, 1);
+    let conn = cluster.connect(1).expect("it listens");
+    // Until the first shard has a checkpoint: redo begins before the old end of the log, where nothing looks wrong.
+    let mut n = 0;
+    while cluster.world.file(host, superblock) == early.file(superblock) {
+        set(&mut cluster, conn, n % 100, &value_of(n % 100, n));
+        n += 1;
+        assert!(n < 5000, "no checkpoint is made");
+    }
+    cluster.kill(1);
+    sleep(&mut cluster, 500);
+    let late = cluster.world.disk_image(host);
+    let slots = late.file(superblock).expect("it is there");
+    let (a, b) = slots.split_at(SLOT_BYTES as usize);
+    let config = StoreConfig { cluster: ClusterId(0xC1), shards: 4, cache_bytes: 0, delta_bytes: 0 };
+    let store = Store::open(config, Some(a), Some(b)).expect("the superblock is whole");
+    assert!(
+        store.redo_from() < end && store.proves_committed() > end,
+        "the checkpoint lies behind the old log"
+    );
+
+    let mut seam = cluster.world.seam(host);
+    seam.remove(Path::new("/data/flushed")).expect("it is there");
+    for path in late.paths() {
+        let name = path.file_name().expect("a file").to_string_lossy();
+        let length = late.file(path).expect("it is listed").len();
+        if name.ends_with(".wal") || name.starts_with("control.") {
+            let mut bytes = early.file(path).unwrap_or_default();
+            bytes.resize(length, 0);
+            let file = seam.open(path, Open::Existing).expect("it is there");
+            seam.write_now(file, 0, &SharedSlice::copy_of(&bytes)).expect("the disk is well");
+            seam.flush_now(file).expect("the disk is well");
+        }
+    }
+    drop(seam);
+    cluster.world.kill(host);
+    sleep(&mut cluster, 500);
+
+    cluster.start(1, Some(baton::node::StartRole::Primary));
+    sleep(&mut cluster, 3000);
+    let row = row(&mut cluster, 1);
+    assert_eq!((&row["state"], &row["detail"]), (&"Need repair".into(), &"WAL".into()), "{row}");
+    assert!(!cluster.serves(1));
 }
 
 /// One control copy is ruined, and the disk does not read the other one just now. What cannot be read is not bad: the

@@ -173,7 +173,7 @@ impl LeafWork {
             let (i, number) = (work.rest.len() + 1, env.take()?);
             let bytes = page::make_big(env.shard, env.at, number, value, i, &[]);
             work.rest.push((number, page::check_of(&bytes)));
-            env.emit(number, bytes, false);
+            env.emit(number, bytes, None);
             return Ok(LeafStep::Working);
         }
         let number = env.take()?;
@@ -182,7 +182,7 @@ impl LeafWork {
         head.copy_from_slice(&value[..HEAD_BYTES]);
         let (len, check) = (value.len() as u32, page::check_of(&bytes));
         let big = Big { len, digest: work.digest, head, page: number, check };
-        env.emit(number, bytes, false);
+        env.emit(number, bytes, None);
         let key = self.big.take().expect("just seen").key;
         if self.old_key() == Some(&*key) {
             self.lose_old();

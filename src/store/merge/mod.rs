@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use self::leaf::{LeafStep, LeafWork};
 use self::pack::{Body, Node};
 use super::PageNo;
+use super::cache::Meaning;
 use super::delta::Delta;
 use super::key::Key;
 use super::page::{self, Big, Child};
@@ -73,13 +74,13 @@ impl Env<'_> {
     }
 
     /// Hands a made page over; tree pages are kept in the cache, where their readers will look for them.
-    fn emit(&mut self, number: PageNo, bytes: Vec<u8>, tree: bool) {
+    fn emit(&mut self, number: PageNo, bytes: Vec<u8>, tree: Option<Meaning>) {
         self.work += 8;
         if self.dry {
             return;
         }
-        if tree {
-            self.pages.cache.insert(number, &bytes, page::level(&bytes) > 0);
+        if let Some(meaning) = tree {
+            self.pages.cache.insert(number, meaning, &bytes, page::level(&bytes) > 0);
         }
         self.output.fresh.push((number, bytes));
     }
@@ -518,6 +519,7 @@ fn make(env: &mut Env<'_>, level: u8, fence: &Key, body: &Body, cost: usize) -> 
             (page::make_inner(env.shard, env.at, number, level, children), entries, overflow)
         }
     };
+    let page_level = page::level(&bytes);
     let child = Child {
         fence: fence.clone(),
         page: number,
@@ -528,7 +530,7 @@ fn make(env: &mut Env<'_>, level: u8, fence: &Key, body: &Body, cost: usize) -> 
         count: page::count(&bytes) as u16,
         overflow,
     };
-    env.emit(number, bytes, true);
+    env.emit(number, bytes, Some(Meaning::node(child.digest, page_level)));
     Ok(child)
 }
 

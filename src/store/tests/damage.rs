@@ -4,6 +4,7 @@ use super::world::*;
 use crate::base::limits::PAGE_BYTES;
 use crate::base::{ClusterId, Lsn, Prng, ShardId};
 use crate::record::key::meta_key;
+use crate::store::key::Key;
 use crate::store::*;
 
 const SHARD: ShardId = ShardId(0);
@@ -35,6 +36,54 @@ fn world() -> (World, Disk) {
         world.checkpoint_now(SHARD);
     }
     (world, old)
+}
+
+/// A page number becomes an offset: one that no page file can have is refused before anybody multiplies it.
+#[test]
+fn a_page_that_links_to_an_impossible_place_is_damage() {
+    use crate::base::Digest;
+    use crate::base::limits::PAGE_FILE_PAGES_MAX;
+    use crate::store::page::{Big, Child, Entry, Value, make_big, make_inner, make_leaf, verify};
+
+    let child = |page: PageNo| Child {
+        fence: Key::EMPTY,
+        page,
+        digest: Digest(1),
+        birth: Lsn(1),
+        entries: 1,
+        size: 100,
+        count: 1,
+        overflow: false,
+    };
+    let long = |page: PageNo| {
+        let big = Big { len: 5000, digest: Digest(1), head: [0; HEAD_BYTES], page, check: 1 };
+        [Entry { key: Key::from(&b"k"[..]), value: Value::Big(big) }]
+    };
+    let value = vec![7; 20_000];
+    let number = PageNo(3);
+    for (page, good) in [(0, false), (PAGE_FILE_PAGES_MAX, false), (u64::MAX, false), (9, true)] {
+        let page = PageNo(page);
+        let inner = make_inner(SHARD, Lsn(1), number, 1, &[child(page)]);
+        let leaf = make_leaf(SHARD, Lsn(1), number, &long(page));
+        let head = make_big(SHARD, Lsn(1), number, &value, 0, &[(page, 1)]);
+        for made in [inner, leaf, head] {
+            assert_eq!(verify(&made, number).is_ok(), good, "{page:?}");
+        }
+    }
+}
+
+/// What a superblock declares becomes neither memory nor work: the file is measured.
+#[test]
+fn a_superblock_that_declares_a_huge_file_is_not_believed() {
+    use crate::base::limits::PAGE_FILE_PAGES_MAX;
+    use crate::store::superblock::{Root, Slot};
+
+    let config = StoreConfig { cluster: ClusterId(1), shards: 1, cache_bytes: 0, delta_bytes: 1 << 16 };
+    let slot = Slot { sequence: 2, file_pages: PAGE_FILE_PAGES_MAX, roots: vec![vec![Root::EMPTY]] };
+    let mut store = Store::open(config.clone(), Some(&slot.encode(config.cluster)), None).unwrap();
+    store.pages_grown(10);
+    assert!(matches!(store.walk_step(), WalkStep::Done));
+    assert_eq!(store.file_pages(), (10, 9));
 }
 
 /// Looks all keys up; each page is first offered in the forms `bad` makes of it, which must all be refused.

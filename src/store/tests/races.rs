@@ -128,7 +128,7 @@ fn a_page_is_not_reused_while_a_read_of_it_is_out() {
     let mut bytes = old;
     bytes[77] ^= 1;
     assert_eq!(world.store.page_read(miss.page, &bytes), Ok(()));
-    assert!(world.store.pages.cache.peek(miss.page).is_none());
+    assert!(!world.store.pages.cache.has(miss.page));
     assert!(world.store.pages.space.is_free(miss.page));
 }
 
