@@ -28,7 +28,7 @@ pub(super) struct Expect {
     pub key: Key,
     /// A look-up missed it: it goes to the cache.
     reader: bool,
-    /// A merge or the walk asked for it: it goes to the inbox, so that the smallest cache cannot starve them.
+    /// A merge asked for it: it goes to the inbox, so that the smallest cache cannot starve it.
     worker: bool,
 }
 

@@ -11,7 +11,7 @@ use crate::base::limits::PAGE_FILE_PAGES_MAX;
 
 /// Growth steps in pages: 1 MiB at least, 64 MiB at most, a quarter of the file in between.
 const GROW_MIN: u64 = 64;
-const GROW_MAX: u64 = 4096;
+pub(super) const GROW_MAX: u64 = 4096;
 
 /// A write of whole pages that is under way.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,8 @@ pub(super) struct Space {
     free_count: u64,
     cursor: usize,
     file_pages: u64,
+    /// Behind the last page that was ever taken.
+    taken_end: u64,
     asked_pages: u64,
     /// First page -> run.
     writing: BTreeMap<PageNo, Writing>,
@@ -44,6 +46,7 @@ impl Space {
             free_count: 0,
             cursor: 0,
             file_pages,
+            taken_end: file_pages,
             asked_pages: file_pages,
             writing: BTreeMap::new(),
             pages_in_write: BTreeSet::new(),
@@ -53,6 +56,10 @@ impl Space {
 
     pub fn file_pages(&self) -> u64 {
         self.file_pages
+    }
+    /// No page from here on was ever taken.
+    pub fn taken_end(&self) -> u64 {
+        self.taken_end
     }
     pub fn free_count(&self) -> u64 {
         self.free_count
@@ -76,13 +83,15 @@ impl Space {
                 let bit = word.trailing_zeros();
                 *word &= *word - 1;
                 self.free_count -= 1;
-                return Some(PageNo(self.cursor as u64 * 64 + u64::from(bit)));
+                let page = self.cursor as u64 * 64 + u64::from(bit);
+                self.taken_end = self.taken_end.max(page + 1);
+                return Some(PageNo(page));
             }
             self.cursor = if self.cursor + 1 < self.free.len() { self.cursor + 1 } else { 0 };
         }
     }
 
-    /// Marks a page free without any rest: for the walk at start and for new pages of the file.
+    /// Marks a page free without any rest.
     pub fn set_free(&mut self, page: PageNo) {
         assert!(page.0 > 0 && page.0 < self.file_pages, "only pages of the file are ever free");
         let word = &mut self.free[(page.0 / 64) as usize];
