@@ -56,6 +56,11 @@ impl Client {
 
     /// Sends one request and waits for its answer, at most as long as the patience given at connecting.
     pub fn call(&mut self, args: &[&[u8]]) -> io::Result<Answer> {
+        answer(&self.raw(args)?)
+    }
+
+    /// The same, with the answer as it came.
+    pub fn raw(&mut self, args: &[&[u8]]) -> io::Result<Vec<u8>> {
         self.output.clear();
         write_request(args, &mut self.output);
         self.stream.write_all(&self.output)?;
@@ -66,9 +71,7 @@ impl Client {
                 .parse(&self.input, &ReplyLimits::default())
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
             if let Some(len) = whole {
-                let answer = answer(&self.input[..len])?;
-                self.input.drain(..len);
-                return Ok(answer);
+                return Ok(self.input.drain(..len).collect());
             }
             match self.stream.read(&mut chunk)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),

@@ -18,6 +18,8 @@ use crate::resp::{ReplyLimits, ReplyParser, write_request};
 pub struct LoadOptions {
     /// The servers; a client goes to the next one when its own is gone or says READONLY.
     pub servers: Vec<SocketAddr>,
+    /// Servers of a reading workload's reads, when those are others: then each client either writes or reads.
+    pub readers: Vec<SocketAddr>,
     pub clients: usize,
     /// Commands sent together before their replies are awaited.
     pub pipeline: usize,
@@ -94,6 +96,8 @@ enum Link {
 }
 
 struct Client {
+    /// Reads only, at the readers' servers.
+    reader: bool,
     server: usize,
     link: Link,
     sending: bool,
@@ -116,6 +120,8 @@ enum Phase {
         next: u64,
     },
     Measure,
+    /// Readers go to their servers.
+    Part,
     /// Nothing new is sent.
     Drain,
 }
@@ -149,6 +155,7 @@ pub fn run<S: Seam>(
     let generator = Generator::new(options.workload, options.keys, options.value_bytes, options.seed);
     let clients = (0..options.clients)
         .map(|i| Client {
+            reader: false,
             server: i % options.servers.len(),
             link: Link::Resting(began),
             sending: false,
@@ -181,6 +188,7 @@ pub fn run<S: Seam>(
         engine.phase = Phase::Fill { next: 0 };
         engine.fill(watch)?;
     }
+    engine.part_readers()?;
     engine.measure(watch)?;
     Ok(engine.finish())
 }
@@ -232,6 +240,52 @@ impl<S: Seam> Engine<'_, S> {
                 return Err(LoadError::Fill("the server stopped answering".into()));
             }
         }
+    }
+
+    /// Sends the clients that read to their own servers, and waits until they are there.
+    fn part_readers(&mut self) -> Result<(), LoadError> {
+        let writers = match self.options.workload {
+            _ if self.options.readers.is_empty() => return Ok(()),
+            Workload::Mixed { writes_percent } => {
+                (self.clients.len() * usize::from(writes_percent)).div_ceil(100)
+            }
+            _ => 0,
+        };
+        self.phase = Phase::Part;
+        self.ever_connected = false;
+        let begin = self.seam.now();
+        for index in writers..self.clients.len() {
+            let client = &mut self.clients[index];
+            // The first of them goes to the first server when the connection before is gone.
+            (client.reader, client.server) = (true, index - writers + self.options.readers.len() - 1);
+            self.hang_up(index);
+        }
+        let mut reason = String::from("no answer");
+        while !self.clients.iter().all(|client| matches!(client.link, Link::Up(_))) {
+            if let Err(LoadError::Unreachable { reason: why, .. }) = self.turn_dialling(begin + PATIENCE) {
+                reason = why;
+            }
+            if let Some(failure) = self.failure.take() {
+                return Err(failure);
+            }
+            if self.seam.now().since(begin) >= PATIENCE {
+                return Err(LoadError::Unreachable { server: self.options.readers[0], reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a client's commands go.
+    fn servers_of(&self, index: usize) -> &[SocketAddr] {
+        match self.clients[index].reader {
+            true => &self.options.readers,
+            false => &self.options.servers,
+        }
+    }
+
+    fn server_of(&self, index: usize) -> SocketAddr {
+        let servers = self.servers_of(index);
+        servers[self.clients[index].server % servers.len()]
     }
 
     fn measure(&mut self, watch: &mut dyn FnMut(Progress)) -> Result<(), LoadError> {
@@ -310,7 +364,7 @@ impl<S: Seam> Engine<'_, S> {
                     continue;
                 }
                 self.clients[index].link = Link::Dialling;
-                let addr = self.options.servers[self.clients[index].server];
+                let addr = self.server_of(index);
                 self.seam.submit(Op::Connect { token: index as u64, addr });
             }
         }
@@ -325,7 +379,7 @@ impl<S: Seam> Engine<'_, S> {
                     match result {
                         Ok(conn) => self.connected(index, conn),
                         Err(error) => {
-                            let server = self.options.servers[self.clients[index].server];
+                            let server = self.server_of(index);
                             failed = Err(LoadError::Unreachable { server, reason: error.to_string() });
                             self.rest(index, now);
                         }
@@ -341,8 +395,9 @@ impl<S: Seam> Engine<'_, S> {
     }
 
     fn rest(&mut self, index: usize, now: Mono) {
+        let servers = self.servers_of(index).len();
         let client = &mut self.clients[index];
-        client.server = (client.server + 1) % self.options.servers.len();
+        client.server = (client.server + 1) % servers;
         client.link = Link::Resting(now + REDIAL);
         self.report.reconnects += u64::from(self.ever_connected);
     }
@@ -387,9 +442,15 @@ impl<S: Seam> Engine<'_, S> {
         let mut bytes = std::mem::take(&mut client.spare);
         bytes.clear();
         client.waiting = match &mut self.phase {
-            Phase::Drain => 0,
+            Phase::Drain | Phase::Part => 0,
             Phase::Measure => {
-                (0..self.options.pipeline).for_each(|_| self.generator.next(&mut bytes));
+                let apart = !self.options.readers.is_empty();
+                for _ in 0..self.options.pipeline {
+                    match apart {
+                        false => self.generator.next(&mut bytes),
+                        true => self.generator.next_of(client.reader, &mut bytes),
+                    }
+                }
                 if self.options.wait > 0 {
                     let replicas = self.options.wait.to_string();
                     write_request(&["WAIT", &replicas, WAIT_TIMEOUT_MS], &mut bytes);
@@ -496,7 +557,7 @@ impl<S: Seam> Engine<'_, S> {
             if let Some(slice) = self.slice(now).filter(|_| measured) {
                 slice.errors += 1;
             }
-            if text.starts_with("READONLY") && self.options.servers.len() > 1 {
+            if text.starts_with("READONLY") && self.servers_of(index).len() > 1 {
                 self.clients[index].leaving = true;
             }
             return;
@@ -590,6 +651,7 @@ impl<S: Seam> Engine<'_, S> {
         let mut report = self.report;
         report.workload = self.options.workload.name().into();
         report.clients = self.options.clients;
+        report.readers = self.clients.iter().filter(|client| client.reader).count();
         report.pipeline = self.options.pipeline;
         report.value_bytes = self.options.value_bytes;
         report.keys = self.options.keys;
@@ -602,135 +664,4 @@ impl<S: Seam> Engine<'_, S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::fake::{FakeSeam, Script};
-    use super::*;
-
-    const DELAY: Duration = Duration::from_millis(2);
-
-    fn options(workload: Workload) -> LoadOptions {
-        LoadOptions {
-            servers: vec!["127.0.0.1:1".parse().unwrap()],
-            clients: 4,
-            pipeline: 8,
-            wait: 0,
-            duration: Duration::from_secs(2),
-            workload,
-            value_bytes: 10,
-            keys: 100,
-            password: None,
-            fill: true,
-            seed: 1,
-        }
-    }
-
-    fn measure(script: Script, options: &LoadOptions) -> (Result<Report, LoadError>, FakeSeam) {
-        let mut seam = FakeSeam::new(script);
-        let report = run(&mut seam, options, &mut |_| {});
-        (report, seam)
-    }
-
-    #[test]
-    fn a_steady_server_is_measured_exactly() {
-        let script = Script { delay: DELAY, ..Script::default() };
-        let (report, seam) = measure(script, &options(Workload::Set));
-        let report = report.unwrap();
-        // Each of 4 clients finishes 8 commands every 2 ms for 2 s.
-        assert!((31_900..=32_032).contains(&report.ok), "{}", report.ok);
-        assert!((1980..=2020).contains(&report.latency_us.p50), "{:?}", report.latency_us);
-        assert!((1980..=2020).contains(&report.latency_us.p999));
-        assert!((report.longest_gap_ms - 2.0).abs() < 0.1, "{}", report.longest_gap_ms);
-        assert_eq!((report.lost, report.error_count(), report.reconnects), (0, 0, 0));
-        assert_eq!(report.slices.iter().map(|slice| slice.ok).sum::<u64>(), report.ok);
-        assert!(seam.commands >= report.ok);
-        assert!((report.throughput - report.ok as f64 / 2.0).abs() < 1.0);
-    }
-
-    #[test]
-    fn reads_find_every_key_written_and_replies_may_come_in_pieces() {
-        let script = Script { delay: DELAY, piece_bytes: 3, ..Script::default() };
-        let (report, seam) = measure(script, &options(Workload::Get));
-        assert!(report.unwrap().ok > 10_000);
-        assert_eq!(seam.keys.len(), 100, "every key was written before the reads");
-        assert!(seam.keys.values().all(|count| *count == 1));
-    }
-
-    #[test]
-    fn with_wait_only_confirmed_commands_count() {
-        let waiting = LoadOptions { wait: 1, ..options(Workload::Set) };
-        let script = Script { delay: DELAY, replicas: 1, ..Script::default() };
-        let report = measure(script, &waiting).0.unwrap();
-        assert!((31_900..=32_032).contains(&report.ok), "{}", report.ok);
-        assert_eq!(report.error_count(), 0);
-        assert_eq!(report.slices.iter().map(|slice| slice.ok).sum::<u64>(), report.ok);
-
-        let report = measure(Script { delay: DELAY, ..Script::default() }, &waiting).0.unwrap();
-        assert_eq!(report.ok, 0, "nobody holds a copy");
-        assert!(report.errors["UNREPLICATED"] > 31_000);
-    }
-
-    #[test]
-    fn an_outage_is_the_longest_gap_and_what_was_under_way_is_lost() {
-        let down = Some((Duration::from_millis(501), Duration::from_millis(1200)));
-        let script = Script { delay: DELAY, down, ..Script::default() };
-        let (report, _) = measure(script, &options(Workload::Set));
-        let report = report.unwrap();
-        assert!((690.0..800.0).contains(&report.longest_gap_ms), "{}", report.longest_gap_ms);
-        assert_eq!(report.lost, 32, "four batches of eight");
-        assert!(report.reconnects >= 4);
-        let silent = report.slices[6..11].iter().all(|slice| slice.ok == 0);
-        assert!(silent && report.slices[13].ok > 0, "{:?}", report.slices);
-    }
-
-    #[test]
-    fn an_outage_to_the_end_is_a_gap_too() {
-        let down = Some((Duration::from_millis(500), Duration::from_secs(100)));
-        let (report, _) =
-            measure(Script { delay: DELAY, down, ..Script::default() }, &options(Workload::Set));
-        assert!((1490.0..1510.0).contains(&report.unwrap().longest_gap_ms));
-    }
-
-    #[test]
-    fn clients_leave_a_readonly_server() {
-        let servers: Vec<SocketAddr> = vec!["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()];
-        let script = Script { delay: DELAY, readonly: Some(servers[0]), ..Script::default() };
-        let (report, _) = measure(script, &LoadOptions { servers, ..options(Workload::Incr) });
-        let report = report.unwrap();
-        assert_eq!(
-            report.errors.get("READONLY"),
-            Some(&16),
-            "one batch of each of the two clients that began there"
-        );
-        assert_eq!(report.lost, 0);
-        assert!(report.ok > 25_000);
-    }
-
-    #[test]
-    fn passwords_are_sent_and_refusals_reported() {
-        let script = Script { delay: DELAY, password: Some("p".into()), ..Script::default() };
-        let with = |password: &str| LoadOptions { password: Some(password.into()), ..options(Workload::Set) };
-        assert!(measure(script.clone(), &with("p")).0.unwrap().ok > 10_000);
-        assert!(matches!(measure(script, &with("q")).0, Err(LoadError::Refused(_))));
-    }
-
-    #[test]
-    fn a_server_that_is_not_there_is_said_so() {
-        let down = Some((Duration::ZERO, Duration::from_secs(1000)));
-        for workload in [Workload::Set, Workload::Get] {
-            let (report, _) = measure(Script { delay: DELAY, down, ..Script::default() }, &options(workload));
-            assert!(matches!(report, Err(LoadError::Unreachable { .. } | LoadError::Fill(_))), "{report:?}");
-        }
-    }
-
-    #[test]
-    fn senseless_options_are_refused() {
-        for wrong in [
-            LoadOptions { clients: 0, ..options(Workload::Set) },
-            LoadOptions { pipeline: 0, ..options(Workload::Set) },
-            LoadOptions { keys: 0, ..options(Workload::Set) },
-            LoadOptions { servers: vec![], ..options(Workload::Set) },
-        ] {
-            assert!(matches!(measure(Script::default(), &wrong).0, Err(LoadError::Options(_))));
-        }
-    }
-}
+mod tests;

@@ -46,6 +46,8 @@ pub struct FakeSeam {
     dropped: bool,
     pub commands: u64,
     pub keys: BTreeMap<Vec<u8>, u64>,
+    /// GETs of each server.
+    pub reads: BTreeMap<SocketAddr, u64>,
 }
 
 impl FakeSeam {
@@ -60,6 +62,7 @@ impl FakeSeam {
             dropped: false,
             commands: 0,
             keys: BTreeMap::new(),
+            reads: BTreeMap::new(),
         }
     }
 
@@ -92,6 +95,10 @@ impl FakeSeam {
                 }
                 b"WAIT" => reply.extend_from_slice(format!(":{}\r\n", self.script.replicas).as_bytes()),
                 b"AUTH" => reply.extend_from_slice(b"-WRONGPASS no\r\n"),
+                b"GET" => {
+                    *self.reads.entry(state.server).or_default() += 1;
+                    reply.extend_from_slice(b"$3\r\nabc\r\n");
+                }
                 _ if readonly => {
                     reply.extend_from_slice(b"-READONLY You can't write against a read only replica.\r\n")
                 }

@@ -17,14 +17,14 @@
 pub mod checker;
 pub mod client;
 pub mod engine;
+pub mod plot;
 pub mod prober;
 pub mod report;
+pub mod roles;
 pub mod workload;
 
 #[cfg(test)]
 mod fake;
-#[cfg(feature = "svg")]
-pub mod plot;
 
 pub use checker::{KeyModel, Outcome, Verdict, Violation};
 pub use client::{Answer, Client};

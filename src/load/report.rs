@@ -68,6 +68,8 @@ impl LagSummary {
 pub struct Report {
     pub workload: String,
     pub clients: usize,
+    /// Connections that read elsewhere than the others write.
+    pub readers: usize,
     pub pipeline: usize,
     pub value_bytes: usize,
     pub keys: u64,
@@ -104,6 +106,9 @@ impl Report {
             "{}: {} clients, pipeline {}, {} byte values, {} keys, {:.1} s",
             self.workload, self.clients, self.pipeline, self.value_bytes, self.keys, self.seconds
         );
+        if self.readers > 0 {
+            let _ = writeln!(out, "  {} of the clients read from standbys", self.readers);
+        }
         let _ = writeln!(out, "  throughput   {:>12.0} per second ({} in all)", self.throughput, self.ok);
         let _ = writeln!(
             out,

@@ -74,6 +74,15 @@ impl Generator {
         }
     }
 
+    /// Appends one command of the workload that only reads, or only writes.
+    pub fn next_of(&mut self, read: bool, out: &mut Vec<u8>) {
+        let key = self.prng.below(self.keys);
+        match read {
+            true => get(key, out),
+            false => self.set(key, out),
+        }
+    }
+
     /// Appends a SET of one key, for filling the key space first.
     pub fn set(&mut self, key: u64, out: &mut Vec<u8>) {
         let at = self.prng.below(POOL_BYTES as u64) as usize;

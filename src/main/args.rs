@@ -459,6 +459,13 @@ impl ModeArg {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum ReadFromArg {
+    Primary,
+    Standby,
+    Any,
+}
+
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WorkloadArg {
     Set,
@@ -472,6 +479,7 @@ pub enum WorkloadArg {
 Examples:
   baton bench --addr 127.0.0.1:7379 --clients 50 --seconds 10
   baton bench -D /data/1 --pipeline 16 --workload mixed --writes 20 --json
+  baton bench -D /data/1 --workload get --read-from standby --plot reads.svg
 The load is closed-loop: each connection sends --pipeline commands, waits for all replies, and sends again.")]
 pub struct Bench {
     /// Servers; the next one is tried when one is gone or says READONLY. By default the node of -D
@@ -490,6 +498,10 @@ pub struct Bench {
     pub seconds: u64,
     #[arg(long, value_enum, default_value = "set")]
     pub workload: WorkloadArg,
+    /// Who serves the reads: standbys are found by asking the servers for their role. In the mixed workload the
+    /// share --writes of the connections then writes, and the others read
+    #[arg(long, value_enum, default_value = "primary")]
+    pub read_from: ReadFromArg,
     /// Share of writes in the mixed workload, in percent
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub writes: u8,
@@ -505,7 +517,7 @@ pub struct Bench {
     pub no_fill: bool,
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Draw what was measured (needs a build with feature svg)
+    /// Draw what was measured
     #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,
 }

@@ -1,5 +1,6 @@
 //! `baton bench`: the load room on the ring, with the standbys' lag watched from outside.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -8,12 +9,14 @@ use std::time::Duration;
 use baton::admin::{Exit, Verb};
 use baton::cluster::QueryStatus;
 use baton::io::uring::{UringConfig, UringSeam};
-use baton::load::{LagSummary, LoadError, LoadOptions, Progress, Report, Workload, run};
+use baton::load::{LagSummary, LoadError, LoadOptions, Progress, Report, Workload, roles, run};
 
-use super::args::{Bench, Common, WorkloadArg};
+use super::args::{Bench, Common, ReadFromArg, WorkloadArg};
 use super::{Fail, Outcome, ask, place, render};
 
 const LAG_EVERY: Duration = Duration::from_millis(200);
+/// How long one server may take to tell its role.
+const ROLE_PATIENCE: Duration = Duration::from_secs(2);
 
 pub fn bench(common: &Common, verb: &Bench) -> Outcome {
     let node =
@@ -28,13 +31,13 @@ pub fn bench(common: &Common, verb: &Bench) -> Outcome {
             ));
         }
     };
-    if verb.plot.is_some() && !cfg!(feature = "svg") {
-        return Err(Fail::usage("this build cannot draw", "build it with --features svg, or use --json"));
-    }
     let own =
         node.as_ref().and_then(|config| config.client_password.as_ref().map(|p| p.reveal().to_string()));
+    let password = verb.password.clone().or(own);
+    let readers = readers(verb, &servers, password.as_deref())?;
     let options = LoadOptions {
         servers,
+        readers,
         clients: verb.clients,
         pipeline: verb.pipeline,
         wait: verb.wait,
@@ -42,7 +45,7 @@ pub fn bench(common: &Common, verb: &Bench) -> Outcome {
         workload: workload(verb),
         value_bytes: verb.value_bytes,
         keys: verb.keys,
-        password: verb.password.clone().or(own),
+        password,
         fill: !verb.no_fill,
         seed: verb.seed,
     };
@@ -56,6 +59,27 @@ pub fn bench(common: &Common, verb: &Bench) -> Outcome {
     }
     render::print(common, &report, &report.text());
     Ok(if report.ok > 0 { Exit::Ok } else { Exit::Failed })
+}
+
+/// Who serves the reads when that is not whoever takes the writes.
+fn readers(verb: &Bench, servers: &[SocketAddr], password: Option<&str>) -> Result<Vec<SocketAddr>, Fail> {
+    let reads = workload(verb).reads();
+    let found = match verb.read_from {
+        ReadFromArg::Primary => return Ok(Vec::new()),
+        _ if !reads => {
+            return Err(Fail::usage("this workload does not read", "use --workload get, or mixed"));
+        }
+        _ => roles::look(servers, password, ROLE_PATIENCE),
+    };
+    let mut readers = found.standbys;
+    if verb.read_from == ReadFromArg::Any {
+        readers.extend(found.primaries);
+    }
+    if readers.is_empty() {
+        let hint = "name standbys with --addr, or a primary that has some";
+        return Err(Fail::new(Exit::Down, "bench", "no standby answers", hint));
+    }
+    Ok(readers)
 }
 
 fn workload(verb: &Bench) -> Workload {
@@ -95,15 +119,9 @@ fn measure(common: &Common, options: &LoadOptions) -> Result<Report, Fail> {
     })
 }
 
-#[cfg(feature = "svg")]
 fn plot(report: &Report, path: &Path) -> Result<(), Fail> {
     baton::load::plot::write_svg(report, path)
         .map_err(|error| Fail::failed(format!("cannot draw {}: {error}", path.display()), ""))
-}
-
-#[cfg(not(feature = "svg"))]
-fn plot(_report: &Report, _path: &Path) -> Result<(), Fail> {
-    Err(Fail::usage("this build cannot draw", "build it with --features svg"))
 }
 
 /// Asks a node for the lag of its standbys while the load runs.

@@ -206,13 +206,15 @@ fn read_control<S: Seam>(seam: &mut S, folder: &Folder, node: NodeId) -> Result<
             Err(error) => unreadable = Some(error),
         }
     }
-    // A disk that does not answer says nothing about what stands on it.
-    if let (Some(error), [None, None]) = (unreadable, &copies) {
-        return Err(io("reading the control copies")(error));
-    }
     let trimmed = |c: &Option<Vec<u8>>| c.as_ref().map(|b| b[..b.len().min(CONTROL_BYTES)].to_vec());
     let (a, b) = (trimmed(&copies[0]), trimmed(&copies[1]));
-    let chosen = choose(a.as_deref(), b.as_deref(), None, Some(node)).map_err(BootError::Control)?;
+    let chosen = match (choose(a.as_deref(), b.as_deref(), None, Some(node)), unreadable) {
+        // A disk that does not answer says nothing about what stands on it: the copy may well be good.
+        (Err(ControlError::BothBad { .. }), Some(error)) => {
+            return Err(io("reading the control copies")(error));
+        }
+        (chosen, _) => chosen.map_err(BootError::Control)?,
+    };
     let (newer, other) = match chosen.heal {
         Some(ControlCopy::A) => (&paths[1], &paths[0]),
         Some(ControlCopy::B) | None => (&paths[0], &paths[1]),

@@ -146,7 +146,6 @@ impl Grants {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::role::policy::Voter;
 
     const LEASE: Duration = Duration::from_millis(1000);
     const HOLDER: (NodeId, Term) = (NodeId(1), Term { number: 1, id: 1 });
@@ -156,20 +155,7 @@ mod tests {
     }
 
     fn generation(voters: u16, k: u8) -> Generation {
-        let voters = (1..=voters)
-            .map(|n| Voter { node: NodeId(n), incarnation: Incarnation(u128::from(n)) })
-            .collect();
-        Generation {
-            number: 1,
-            voters,
-            k,
-            first: false,
-            forced: false,
-            standbys: vec![],
-            absent: vec![],
-            store: false,
-            full_k: 0,
-        }
+        Generation::of(1, 1..=voters, k)
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::control::{ControlState, DataStatus};
 use super::input::{Command, Done, Effect, Input, LogView, Refusal};
 use super::machine::{RoleConfig, RoleMachine, Verdict};
 use super::message::{LeaderSeen, PromiseAnswer, Release, Report, RoleMessage};
-use super::policy::{Generation, Voter};
+use super::policy::Generation;
 use super::state::{Repair, Role, State};
 use crate::base::{ClusterId, CommittedLsn, FlushedLsn, Incarnation, Lsn, Mono, NodeId, Term};
 use std::time::Duration;
@@ -21,18 +21,7 @@ fn life(node: u16) -> Incarnation {
 }
 
 fn generation(voters: &[u16], k: u8) -> Generation {
-    let voters = voters.iter().map(|n| Voter { node: NodeId(*n), incarnation: life(*n) }).collect();
-    Generation {
-        number: 1,
-        voters,
-        k,
-        first: false,
-        forced: false,
-        standbys: vec![],
-        absent: vec![],
-        store: false,
-        full_k: 0,
-    }
+    Generation::of(1, voters.iter().copied(), k)
 }
 
 fn history(entries: &[(u64, u64)]) -> History {

@@ -279,6 +279,25 @@ impl fmt::Display for SyncError {
 impl std::error::Error for SyncError {}
 
 #[cfg(test)]
+impl Generation {
+    /// A plain one. Each voter's incarnation has the node's number.
+    pub fn of(number: u64, voters: impl IntoIterator<Item = u16>, k: u8) -> Generation {
+        let voter = |n: u16| Voter { node: NodeId(n), incarnation: Incarnation(u128::from(n)) };
+        Generation {
+            number,
+            voters: voters.into_iter().map(voter).collect(),
+            k,
+            first: false,
+            forced: false,
+            standbys: vec![],
+            absent: vec![],
+            store: false,
+            full_k: 0,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -288,21 +307,7 @@ mod tests {
     }
 
     fn bound(voters: u16, k: u8) -> Generation {
-        let voters = nodes(voters)
-            .into_iter()
-            .map(|node| Voter { node, incarnation: Incarnation(u128::from(node.0)) })
-            .collect();
-        Generation {
-            number: 1,
-            voters,
-            k,
-            first: false,
-            forced: false,
-            standbys: vec![],
-            absent: vec![],
-            store: false,
-            full_k: 0,
-        }
+        Generation::of(1, 1..=voters, k)
     }
 
     fn at(node: u16, lsn: u64) -> (NodeId, Incarnation, FlushedLsn) {

@@ -156,24 +156,9 @@ mod tests {
     use crate::base::planted::plant;
     use crate::base::{CommittedLsn, Incarnation, Lsn, Term};
     use crate::role::history::History;
-    use crate::role::policy::Voter;
 
     fn generation(number: u64, voters: &[u16], k: u8) -> Generation {
-        let voters = voters
-            .iter()
-            .map(|n| Voter { node: NodeId(*n), incarnation: Incarnation(u128::from(*n)) })
-            .collect();
-        Generation {
-            number,
-            voters,
-            k,
-            first: false,
-            forced: false,
-            standbys: vec![],
-            absent: vec![],
-            store: false,
-            full_k: 0,
-        }
+        Generation::of(number, voters.iter().copied(), k)
     }
 
     fn report(node: u16, last_term: u64, end: u64) -> (NodeId, Report) {

@@ -268,6 +268,15 @@ class Load:
         else:
             writer.checked += len(uniques)
 
+    def verify_everywhere(self):
+        """Everything that was acknowledged, on the primary and then on every standby."""
+        primary = self.sandbox.wait_primary()
+        self.verify(primary.port, whole=True)
+        for node in self.sandbox.nodes:
+            if node is not primary:
+                self.sandbox.wait_caught_up(node)
+                self.verify(node.port, whole=True)
+
     def verify_through(self, seconds=15):
         """As `verify`, on whoever is primary; a primary that changes meanwhile is looked for again."""
         end = time.monotonic() + seconds
@@ -467,12 +476,7 @@ def cycles(world, nodes, count):
             load.troubles()
         finally:
             load.stop.set()
-        primary = sandbox.wait_primary()
-        load.verify(primary.port, whole=True)
-        for node in sandbox.nodes:
-            if node is not primary:
-                sandbox.wait_caught_up(node)
-                load.verify(node.port, whole=True)
+        load.verify_everywhere()
         kinds = ", ".join(f"{name} {times}" for name, times in sorted(faults.done.items()))
         slowest = f"{max(faults.outage):.1f}" if faults.outage else "-"
         return f"seed {world.seed}, {count} kills ({kinds}), slowest takeover {slowest} s, {load.counts()}"

@@ -273,12 +273,7 @@ def cycles(world, nodes, count, wal_sync):
             load.troubles()
         finally:
             load.stop.set()
-        primary = cluster.wait_primary()
-        load.verify(primary.port, whole=True)
-        for node in cluster.nodes:
-            if node is not primary:
-                cluster.wait_caught_up(node)
-                load.verify(node.port, whole=True)
+        load.verify_everywhere()
         disks = cluster.disks
         want(disks.lost + disks.torn > 0, f"nothing was unflushed in any cut: the check shows nothing ({disks.text()})")
         kinds = ", ".join(f"{name} {times}" for name, times in sorted(faults.done.items()))

@@ -159,12 +159,7 @@ def failing(world):
             load.troubles()
         finally:
             load.stop.set()
-        primary = cluster.wait_primary()
-        load.verify(primary.port, whole=True)
-        for node in cluster.nodes:
-            if node is not primary:
-                cluster.wait_caught_up(node)
-                load.verify(node.port, whole=True)
+        load.verify_everywhere()
         return load.counts()
 
 

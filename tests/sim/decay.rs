@@ -7,7 +7,7 @@ use std::time::Duration;
 use baton::admin::{Failover, Verb};
 use baton::base::Prng;
 use baton::io::ConnId;
-use baton::io::sim::SimConfig;
+use baton::io::sim::{DiskOp, SimConfig};
 use serde_json::Value;
 
 use super::cluster::Cluster;
@@ -233,4 +233,35 @@ fn decaying_disks_are_repaired_under_load() {
     }
     println!("{seeds} seeds: {flips} bits flipped, {repaired} pages repaired, {errors} reads refused");
     assert!(repaired > 0);
+}
+
+/// One control copy is ruined, and the disk does not read the other one just now. What cannot be read is not bad: the
+/// node starts when the disk reads again, with everything that it promised. Only two bad copies are the end of it.
+#[test]
+fn a_control_copy_that_cannot_be_read_is_not_taken_for_bad() {
+    watch::begin();
+    for unreadable in [0, 1] {
+        let mut cluster = Cluster::new(7_700 + unreadable, 1, SimConfig::default(), "");
+        wait_serving(&mut cluster, 1);
+        let host = cluster.machines[0].host;
+        let copies = ["/data/control.a", "/data/control.b"].map(Path::new);
+        cluster.kill(1);
+        sleep(&mut cluster, 200);
+        assert!(cluster.world.flip_bit(host, copies[1 - unreadable as usize], 100, 3));
+        // A start reads a, then b, before anything else.
+        cluster.world.fail_nth(host, DiskOp::Read, unreadable);
+        cluster.start(1, None);
+        assert!(cluster.machines[0].node.is_none(), "the disk did not let it start");
+        assert_eq!(cluster.problems, Vec::<String>::new());
+        wait_serving(&mut cluster, 1);
+
+        cluster.kill(1);
+        sleep(&mut cluster, 200);
+        for copy in copies {
+            assert!(cluster.world.flip_bit(host, copy, 100, 3));
+        }
+        cluster.start(1, None);
+        let problem = cluster.problems.pop().expect("it does not start");
+        assert!(problem.contains("both control copies are unusable"), "{problem}");
+    }
 }

@@ -150,8 +150,6 @@ pub struct Run {
     steps: std::vec::IntoIter<baton::io::sim::Step>,
     next_step: Option<baton::io::sim::Step>,
     calm_from: Mono,
-    /// The weather gives orders of its own.
-    directed: bool,
     /// When tails are looked at next, in the weather for it.
     tails_at: Mono,
     /// Where each process's log ended when it was looked at last, and how often that has moved.
@@ -278,7 +276,6 @@ impl Run {
             logs,
             committed: vec![BTreeSet::new(); usize::from(shape.nodes)],
             ends: vec![None; usize::from(shape.nodes)],
-            directed: weather != Weather::Swarm,
             tails_at: if weather == Weather::TornTails { Mono(0) } else { Mono(u64::MAX) },
             calm_from: Mono(0) + plan.calm_from,
             storm: Storm::new(weather, rng.fork()),
@@ -529,8 +526,9 @@ impl Run {
 
     /// Every key is read at the primary once more.
     fn final_reads(&mut self) -> Result<(), String> {
-        // An order of a script may outlive it and change the primary once more, even between two reads.
-        let (mut waits, mut attempts) = (if self.directed { 20 } else { 0 }, 5);
+        // An order may outlive the faults and change the primary once more, even between two reads; and a control store
+        // that keeps an answer to itself is asked again after a while.
+        let (mut waits, mut attempts) = (20, 5);
         let reads = loop {
             match self.operator.serving(&self.cluster) {
                 Some(node) => {

@@ -37,6 +37,7 @@ pub fn run_stored(seed: u64, weather: Weather) -> Result<Report, Failure> {
 
 fn run_shaped(seed: u64, (weather, stored): (Weather, bool), bug: Option<Bug>) -> Result<Report, Failure> {
     let _planted = bug.map(plant);
+    watch::run();
     let mut run = Run::new(seed, weather, stored);
     let world = run.cluster.world.clone();
     let result = match catch_unwind(AssertUnwindSafe(|| run.judge())) {

@@ -10,6 +10,7 @@ use tracing_subscriber::fmt::time::FormatTime;
 
 thread_local! {
     static TURN: Cell<(u16, u64)> = const { Cell::new((0, 0)) };
+    static IN_RUN: Cell<bool> = const { Cell::new(false) };
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
@@ -52,10 +53,10 @@ pub fn begin() {
         }
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let (node, now) = TURN.get();
-            if now == 0 {
+            if !IN_RUN.get() {
                 return usual(info);
             }
+            let (node, now) = TURN.get();
             let text = info
                 .payload()
                 .downcast_ref::<&str>()
@@ -68,8 +69,14 @@ pub fn begin() {
     });
 }
 
+/// A run starts whose panics go to its report.
+pub fn run() {
+    IN_RUN.set(true);
+}
+
 /// A run ends: panics of this thread are nobody's run from here on.
 pub fn end() {
+    IN_RUN.set(false);
     TURN.set((0, 0));
 }
 

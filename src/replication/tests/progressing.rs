@@ -18,17 +18,7 @@ fn voter(node: u16) -> Voter {
 }
 
 fn generation(number: u64, nodes: &[u16], k: u8) -> Generation {
-    Generation {
-        number,
-        voters: nodes.iter().map(|node| voter(*node)).collect(),
-        k,
-        first: false,
-        forced: false,
-        standbys: Vec::new(),
-        absent: Vec::new(),
-        store: false,
-        full_k: 0,
-    }
+    Generation::of(number, nodes.iter().copied(), k)
 }
 
 /// Node 1 leads.

@@ -175,6 +175,30 @@ struct Plan {
     pub fault_ms: u64,
 }
 
+impl Plan {
+    /// Nothing happens but what a story does.
+    fn still(nodes: u16) -> Plan {
+        Plan {
+            nodes,
+            wipes: false,
+            lossy: false,
+            duels: false,
+            late: false,
+            changes: false,
+            store: false,
+            retries: false,
+            fault_ms: 1000,
+        }
+    }
+}
+
+/// A while passes, and no oracle complains.
+fn pass(world: &mut World, ms: u64) {
+    let until = world.now.0 / MS + ms;
+    world.run_until(until);
+    assert_eq!(world.violation, None, "{}", world.describe());
+}
+
 struct World {
     now: Mono,
     rng: Prng,

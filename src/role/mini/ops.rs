@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{MS, Plan, World, run};
+use super::{Plan, World, pass, run};
 use crate::base::limits::OPS_KEPT;
 use crate::base::{Lsn, NodeId, Term};
 use crate::role::control::ControlState;
@@ -13,17 +13,7 @@ use crate::role::machine::RoleMachine;
 const FAILOVER: Command = Command::Failover { dry_run: false, alone: false, force: true };
 
 fn plan(nodes: u16, store: bool) -> Plan {
-    Plan {
-        nodes,
-        wipes: false,
-        lossy: false,
-        duels: false,
-        late: false,
-        changes: false,
-        store,
-        retries: false,
-        fault_ms: 1000,
-    }
+    Plan { store, ..Plan::still(nodes) }
 }
 
 fn started(seed: u64, store: bool) -> World {
@@ -31,12 +21,6 @@ fn started(seed: u64, store: bool) -> World {
     world.command(0, Command::RequestPrimary { alone: false, force: false });
     pass(&mut world, 3000);
     world
-}
-
-fn pass(world: &mut World, ms: u64) {
-    let until = world.now.0 / MS + ms;
-    world.run_until(until);
-    assert_eq!(world.violation, None, "{}", world.describe());
 }
 
 fn mark(name: &str) -> Option<OpMark> {

@@ -1,32 +1,16 @@
 //! Changes of the policy on the mini cluster, without random faults.
 
-use super::{MS, Plan, World};
+use super::{Plan, World, pass};
 use crate::base::NodeId;
 use crate::role::input::{Command, Done, PolicyChange, Refusal};
 use crate::role::policy::Generation;
 
 fn started(seed: u64, nodes: u16, store: bool) -> World {
-    let plan = Plan {
-        nodes,
-        wipes: false,
-        lossy: false,
-        duels: false,
-        late: false,
-        changes: true,
-        store,
-        retries: false,
-        fault_ms: 1000,
-    };
+    let plan = Plan { changes: true, store, ..Plan::still(nodes) };
     let mut world = World::new(seed, plan);
     world.command(0, Command::RequestPrimary { alone: false, force: false });
     pass(&mut world, 3000);
     world
-}
-
-fn pass(world: &mut World, ms: u64) {
-    let until = world.now.0 / MS + ms;
-    world.run_until(until);
-    assert_eq!(world.violation, None, "{}", world.describe());
 }
 
 fn change(voters: &[u16], k: u8) -> PolicyChange {

@@ -1,34 +1,18 @@
 //! A pair and a trio that decide through the control store, without random faults.
 
-use super::{MS, Plan, World};
+use super::{Plan, World, pass};
 use crate::base::NodeId;
 use crate::role::input::{Command, Done, Refusal};
 use crate::role::machine::RoleMachine;
 use crate::role::policy::Generation;
 
 fn started(seed: u64, nodes: u16) -> World {
-    let plan = Plan {
-        nodes,
-        wipes: false,
-        lossy: false,
-        duels: false,
-        changes: false,
-        store: true,
-        late: false,
-        retries: false,
-        fault_ms: 1000,
-    };
+    let plan = Plan { store: true, ..Plan::still(nodes) };
     let mut world = World::new(seed, plan);
     world.command(0, Command::RequestPrimary { alone: false, force: false });
     pass(&mut world, 3000);
     assert!(policy(&world, 0).store, "the first generation says that the store decides");
     world
-}
-
-fn pass(world: &mut World, ms: u64) {
-    let until = world.now.0 / MS + ms;
-    world.run_until(until);
-    assert_eq!(world.violation, None, "{}", world.describe());
 }
 
 fn policy(world: &World, node: usize) -> &Generation {

@@ -2,27 +2,14 @@
 
 use std::time::Duration;
 
-use super::{MS, Plan, World};
+use super::{Plan, World, pass};
 use crate::base::NodeId;
 use crate::role::input::{Command, Done, Input, Refusal};
 use crate::role::machine::RoleMachine;
 use crate::role::state::{Role, State};
 
 fn world(nodes: u16) -> World {
-    World::new(
-        11,
-        Plan {
-            nodes,
-            wipes: false,
-            lossy: false,
-            duels: false,
-            late: false,
-            changes: false,
-            store: false,
-            retries: false,
-            fault_ms: 1000,
-        },
-    )
+    World::new(11, Plan::still(nodes))
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -43,12 +30,6 @@ fn answer(world: &World, op: u64) -> Option<&Result<Done, Refusal>> {
 
 fn machine(world: &World, node: usize) -> &RoleMachine {
     world.nodes[node].machine.as_ref().expect("it is up")
-}
-
-fn pass(world: &mut World, ms: u64) {
-    let until = world.now.0 / MS + ms;
-    world.run_until(until);
-    assert_eq!(world.violation, None);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{MS, Plan, World};
+use super::{Plan, World, pass};
 use crate::base::NodeId;
 use crate::role::control::Part;
 use crate::role::input::{Command, Done, Refusal, Unfit};
@@ -10,28 +10,12 @@ use crate::role::machine::{RoleMachine, Traits};
 use crate::role::state::{Role, State};
 
 fn started(seed: u64, nodes: u16) -> World {
-    let plan = Plan {
-        nodes,
-        wipes: false,
-        lossy: false,
-        duels: false,
-        late: false,
-        changes: false,
-        store: false,
-        retries: false,
-        fault_ms: 1000,
-    };
+    let plan = Plan::still(nodes);
     let mut world = World::new(seed, plan);
     world.command(0, Command::RequestPrimary { alone: false, force: false });
     pass(&mut world, 3000);
     assert_eq!(primary(&world), Some(0), "{}", world.describe());
     world
-}
-
-fn pass(world: &mut World, ms: u64) {
-    let until = world.now.0 / MS + ms;
-    world.run_until(until);
-    assert_eq!(world.violation, None, "{}", world.describe());
 }
 
 fn primary(world: &World) -> Option<usize> {
