@@ -85,6 +85,11 @@ pub struct PagesStatus {
     pub scrub_passes: u64,
     pub last_pass_age_s: Option<u64>,
     pub last_pass_pages: Option<u64>,
+    /// Pages read since the start to find the free ones, and shards that are still to be looked through.
+    #[serde(default)]
+    pub walked: u64,
+    #[serde(default)]
+    pub walk_shards_left: u16,
 }
 
 /// Format versions of this node.

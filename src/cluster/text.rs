@@ -192,6 +192,10 @@ impl QueryStatus {
         field(out, "scrubbed_pages", pages.scrubbed)?;
         field(out, "scrub_passes", pages.scrub_passes)?;
         field(out, "last_pass", known(pages.last_pass_age_s, " s ago"))?;
+        match pages.walk_shards_left {
+            0 => field(out, "free_pages", "known")?,
+            left => field(out, "free_pages", format!("being found: {left} shards left"))?,
+        }
         writeln!(out, "\n Senders info:")?;
         if self.senders.is_empty() {
             writeln!(out, "No information")?;

@@ -251,11 +251,6 @@ pub trait Seam {
     /// Read, write or flush, carried out before this returns: for start-up and rare moments, never on the hot path.
     /// Other events stay queued for the next [`Seam::reap`].
     fn read_now(&mut self, file: FileId, offset: u64, len: usize) -> io::Result<AlignedBuf>;
-    /// Several places of one file, as [`Seam::read_now`] reads each, at the same time where the backend can. The results
-    /// stand in the order of `offsets`.
-    fn read_all_now(&mut self, file: FileId, offsets: &[u64], len: usize) -> Vec<io::Result<AlignedBuf>> {
-        offsets.iter().map(|offset| self.read_now(file, *offset, len)).collect()
-    }
     fn write_now(&mut self, file: FileId, offset: u64, data: &SharedSlice) -> io::Result<()>;
     fn flush_now(&mut self, file: FileId) -> io::Result<()>;
 

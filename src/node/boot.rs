@@ -16,7 +16,7 @@ use crate::role::control::{CONTROL_BYTES, choose};
 use crate::role::{
     Command, ControlCopy, ControlError, ControlState, DataStatus, Input, RoleConfig, RoleMachine, Traits,
 };
-use crate::store::{SLOT_BYTES, Store, StoreConfig, StoreError, WalkStep};
+use crate::store::{SLOT_BYTES, Store, StoreConfig, StoreError};
 use crate::wal::{
     KeeperConfig, LogFile, RecoverError, RecoverParams, Recovered, SegmentKeeper, Verdict, Wal, WalConfig,
     recover_watched, settle,
@@ -288,27 +288,9 @@ fn open_store<S: Seam>(
     }
     let mut store = Store::open(store_config(config, control), slots[0].as_deref(), slots[1].as_deref())
         .map_err(BootError::Store)?;
-    let page_bytes = crate::base::limits::PAGE_BYTES;
     let len = seam.file_len(pages).map_err(io("measuring the page file"))?;
-    store.pages_grown(len / page_bytes as u64);
-    loop {
-        match store.walk_step() {
-            WalkStep::NeedPages(wanted) => {
-                let offsets: Vec<u64> = wanted.iter().map(|page| page.0 * page_bytes as u64).collect();
-                let found = seam.read_all_now(pages, &offsets, page_bytes);
-                for (page, bytes) in wanted.into_iter().zip(found) {
-                    let bytes = bytes.map_err(io("reading a page"))?;
-                    if let Err(damage) = store.page_read(page, &bytes) {
-                        tracing::error!(page = page.0, what = damage.what, "an inner page is damaged");
-                    }
-                }
-            }
-            WalkStep::Working => {}
-            // All that was asked for was read: what is missing is damaged. The running node asks its peers for it and
-            // goes on with the walk.
-            WalkStep::Waiting | WalkStep::Done => return Ok((store, superblock, pages)),
-        }
-    }
+    store.pages_grown(len / crate::base::limits::PAGE_BYTES as u64);
+    Ok((store, superblock, pages))
 }
 
 type Notes = Vec<(Noted, Lsn, Lsn)>;
@@ -493,6 +475,7 @@ impl Parts {
             readable_from: committed.lsn(),
             roots,
             repairs: Default::default(),
+            walk: Default::default(),
             voters_missing_since: None,
             links,
             link_events: Vec::new(),

@@ -7,7 +7,7 @@ use crate::base::limits::PAGE_BYTES;
 use crate::base::{AlignedBuf, AppliedLsn, Lsn, Mono, ShardId, WallMs};
 use crate::io::{ConnId, FileId, Op, Seam};
 use crate::record::{MERGE_VERSION, Record};
-use crate::store::{FlushToken, MergeStep, Miss, PageNo, Store, WalkStep};
+use crate::store::{FlushToken, MergeStep, Miss, PageNo, Store};
 
 use super::redo::Replay;
 use super::{Node, token};
@@ -137,17 +137,6 @@ impl<S: Seam> Node<S> {
         let mut more = false;
         while self.data.more_merges && budget > 0 {
             budget -= 1;
-            // The walk at start met a damaged page: it goes on here, and merges wait for it.
-            if self.data.store.walking() {
-                match self.data.store.walk_step() {
-                    WalkStep::NeedPages(pages) => pages.into_iter().for_each(|p| self.read_page(p)),
-                    WalkStep::Working => {}
-                    WalkStep::Done => tracing::info!("the walk over the store is complete"),
-                    WalkStep::Waiting => self.data.more_merges = false,
-                }
-                more = self.data.more_merges;
-                continue;
-            }
             match self.data.store.merge_step(1) {
                 MergeStep::NeedPages(pages) => pages.into_iter().for_each(|p| self.read_page(p)),
                 MergeStep::Write(writes) => {
@@ -241,9 +230,22 @@ impl<S: Seam> Node<S> {
         }
     }
 
-    /// No room for more log, or for more pages.
+    /// Pages were found free: room to grow is not needed before they are used up.
+    pub(super) fn stop_starving(&mut self) {
+        let waits = self.data.growing.as_ref().is_some_and(|growing| !growing.asked);
+        if self.data.starved && waits && self.data.store.file_pages().1 > 0 {
+            self.data.starved = false;
+            self.data.growing = None;
+            self.data.store.growth_failed();
+            tracing::info!("the page file has room again: free pages were found in it");
+        }
+    }
+
+    /// No room for more log, or for more pages. While the free pages are being found, merges wait for them, and writes for
+    /// merges when delta memory is used up.
     pub(super) fn disk_full(&self) -> bool {
-        self.log_starved || self.data.starved
+        let store = &self.data.store;
+        self.log_starved || (self.data.starved && (!store.walking() || store.walk_waits()))
     }
 
     pub(super) fn read_page(&mut self, page: PageNo) {

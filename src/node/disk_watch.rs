@@ -116,10 +116,6 @@ impl<S: Seam> Seam for DiskWatch<S> {
     fn spread(&mut self, listener: ListenerId) {
         self.seam.spread(listener);
     }
-    fn read_all_now(&mut self, file: FileId, offsets: &[u64], len: usize) -> Vec<io::Result<AlignedBuf>> {
-        self.seam.read_all_now(file, offsets, len)
-    }
-
     fn read_now(&mut self, file: FileId, offset: u64, len: usize) -> io::Result<AlignedBuf> {
         self.seam.read_now(file, offset, len)
     }

@@ -55,6 +55,7 @@ mod streams;
 mod token;
 mod upgrade;
 mod waits;
+mod walk;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -161,6 +162,7 @@ pub struct Node<S: Seam> {
     readable_from: Lsn,
     roots: roots::Roots,
     repairs: repair::Repairs,
+    walk: walk::WalkPace,
     /// Since when the connected voters are too few for a commit.
     voters_missing_since: Option<Mono>,
 
@@ -297,6 +299,7 @@ impl<S: Seam> Node<S> {
                 Purpose::RepairRead(page) => self.repair_read_arrived(page, result),
                 Purpose::RepairSearch(page) => self.search_read_arrived(page, result),
                 Purpose::ScrubRead(page) => self.scrub_read_arrived(page, result),
+                Purpose::WalkRead(page) => self.walk_read_arrived(page, result),
                 other => unreachable!("no reads for {other:?}"),
             },
             Event::Written { token, result } | Event::Flushed { token, result } => {
@@ -389,7 +392,7 @@ impl<S: Seam> Node<S> {
         if applying || self.log_moved {
             self.standby_progress();
         }
-        let merging = self.merge_some() | self.settle_some();
+        let merging = self.merge_some() | self.settle_some() | self.walk_some();
         self.drive_repairs();
         self.check_serve();
         self.pump_role();

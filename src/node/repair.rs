@@ -388,7 +388,9 @@ impl<S: Seam> Node<S> {
 
     fn scrub_some(&mut self) {
         let rate = self.config.scrub_rate;
-        if rate == 0 || self.data.store.walking() || self.now < self.repairs.scrub.next_at {
+        // One reader of everything at a time; a walk that waits for repairs may wait for long.
+        let walking = self.data.store.walking() && !self.data.store.walk_waits();
+        if rate == 0 || walking || self.now < self.repairs.scrub.next_at {
             return;
         }
         let scrub = &mut self.repairs.scrub;
@@ -454,6 +456,7 @@ impl<S: Seam> Node<S> {
     pub(super) fn pages_status(&self) -> crate::cluster::query::PagesStatus {
         let count = &self.metrics.count;
         let last = self.repairs.scrub.last_pass;
+        let (walked, walk_shards_left) = self.walk_status();
         crate::cluster::query::PagesStatus {
             damaged: self.data.store.damaged_pages().count(),
             unrepairable: self.repairs.failed(),
@@ -463,6 +466,8 @@ impl<S: Seam> Node<S> {
             scrub_passes: count.scrub_passes,
             last_pass_age_s: last.map(|(at, _, _)| self.now.since(at).as_secs()),
             last_pass_pages: last.map(|(_, _, pages)| pages),
+            walked,
+            walk_shards_left,
         }
     }
 }

@@ -296,7 +296,7 @@ impl<S: Seam> Node<S> {
     pub(super) fn settle_some(&mut self) -> bool {
         if self.roots.settling.is_none() {
             let Some((shard, at, _)) = self.roots.undecided() else { return false };
-            if self.data.store.walking() || self.committed.lsn() <= at {
+            if self.committed.lsn() <= at {
                 return false;
             }
             self.begin_settling(shard, at);

@@ -23,6 +23,7 @@ const REPAIR_READ: u64 = 13;
 const REPAIR_WRITE: u64 = 14;
 const REPAIR_SEARCH: u64 = 15;
 const SCRUB_READ: u64 = 16;
+const WALK_READ: u64 = 17;
 
 /// A token taken apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +46,7 @@ pub enum Purpose {
     /// Pages looked through for lost children, from this one on.
     RepairSearch(u64),
     ScrubRead(u64),
+    WalkRead(u64),
     Superblock,
     /// Reading the log for somebody who is behind.
     LogRead(u64),
@@ -94,6 +96,9 @@ pub fn repair_search(page: u64) -> Token {
 pub fn scrub_read(page: u64) -> Token {
     make(SCRUB_READ, page)
 }
+pub fn walk_read(page: u64) -> Token {
+    make(WALK_READ, page)
+}
 pub fn superblock() -> Token {
     make(SUPERBLOCK, 0)
 }
@@ -127,6 +132,7 @@ pub fn purpose(token: Token) -> Purpose {
         REPAIR_WRITE => Purpose::RepairWrite(id),
         REPAIR_SEARCH => Purpose::RepairSearch(id),
         SCRUB_READ => Purpose::ScrubRead(id),
+        WALK_READ => Purpose::WalkRead(id),
         SUPERBLOCK => Purpose::Superblock,
         LOG_READ => Purpose::LogRead(id),
         CONTROL => Purpose::Control,

@@ -57,7 +57,7 @@ pub(super) struct Active {
 /// A superblock on its way to the disk.
 #[derive(Debug)]
 pub(super) struct Pending {
-    slot: Slot,
+    pub slot: Slot,
     covers: Vec<ShardId>,
 }
 
@@ -107,7 +107,7 @@ impl Store {
     /// One slice of the oldest unfinished merge: about `budget_pages` pages read or made.
     pub fn merge_step(&mut self, budget_pages: usize) -> MergeStep {
         self.drop_rubbish();
-        if self.walk.is_some() || !self.start_merge() {
+        if !self.start_merge() {
             return if self.rubbish.is_empty() { MergeStep::Idle } else { MergeStep::Working };
         }
         let active = self.merge.as_mut().expect("just started");
@@ -238,16 +238,15 @@ impl Store {
 
     /// How many pages the file should have soon, when that is more than it has. Says each size once.
     pub fn grow_wanted(&mut self) -> Option<u64> {
-        if self.walk.is_some() { None } else { self.pages.space.ask_growth_ahead() }
+        self.pages.space.ask_growth_ahead()
     }
 
     /// The file now has this many zero-written pages. Also tells the length of the file after [`Store::open`].
     pub fn pages_grown(&mut self, pages: u64) {
-        match &mut self.walk {
-            // Before the walk nothing is free: the walk frees the new pages with the others.
-            Some(walk) => walk.file_pages = walk.file_pages.max(pages),
-            None => self.pages.space.grown(pages),
+        if let Some(walk) = &mut self.walk {
+            walk.measured(pages);
         }
+        self.pages.space.grown(pages);
     }
 
     /// The file could not be grown: the same growth may be asked for again.
@@ -264,12 +263,12 @@ impl Store {
     /// [`Store::commit_through`] first. One superblock is under way at a time.
     pub fn superblock(&mut self, committed: Lsn) -> Option<SuperblockImage> {
         let nothing = self.frozen_shards == 0;
-        if nothing || self.pending.is_some() || self.walk.is_some() || !self.any_ready(committed) {
+        if nothing || self.pending.is_some() || !self.any_ready(committed) {
             return None;
         }
         let mut slot = Slot {
             sequence: self.newest().sequence + 1,
-            file_pages: self.pages.space.file_pages(),
+            file_pages: self.pages.space.taken_end(),
             roots: Vec::with_capacity(self.shards.len()),
         };
         let (mut covers, mut shards) = (Vec::new(), Vec::new());
@@ -335,7 +334,12 @@ impl Store {
             && *at <= oldest
         {
             let (_, pages) = state.garbage.pop_front().expect("just seen");
-            pages.into_iter().for_each(|page| self.pages.free(page));
+            for page in pages {
+                let withheld = self.walk.as_mut().is_some_and(|walk| walk.withhold(shard, page));
+                if !withheld {
+                    self.pages.free(page);
+                }
+            }
         }
     }
 

@@ -14,13 +14,14 @@
 //! - a page is reachable from a durable superblock only if its checkpoint is committed, and it was written and flushed
 //!   before the superblock was (protocol 7.1);
 //! - no page reachable from a root that either superblock slot retains is ever reused; a page with a read or a
-//!   write under way is not reused before that has come back;
+//!   write under way is not reused before that has come back; after a start, a page is free only when that is known;
 //! - tree shape and root digest depend on log content alone: not on page numbers, caches, slices or cores;
 //! - bytes from the disk are judged by the digest in their parent before anything looks at them.
 //!
 //! The price: delta memory between checkpoints (bounded by back-pressure, [`Store::delta_full`]), every touched leaf
 //! rewritten once per checkpoint, four bytes of table per page of the file, and a walk over the inner pages (and the
-//! leaves that name long values) at each start, because the free list is not stored.
+//! leaves that name long values) after each start, because the free list is not stored. Nothing waits for that walk; until
+//! it is over, the file may grow although it has free pages.
 
 mod cache;
 mod change;
@@ -121,15 +122,19 @@ pub enum MergeStep {
     Working,
     /// Pages asked for earlier have not arrived yet.
     Waiting,
-    /// No shard is frozen, or the walk at start is not done.
+    /// No shard is frozen.
     Idle,
 }
 
-/// One slice of the walk at start.
-#[derive(Debug)]
+/// One slice of the walk that finds the free pages.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum WalkStep {
-    NeedPages(Vec<PageNo>),
+    /// Read these pages and hand each to [`Store::walk_read`].
+    Read(Vec<PageNo>),
+    /// Reads are under way, or damaged pages are to be repaired first, or superblocks to be written that no longer name
+    /// what was given up.
     Waiting,
+    /// The budget of this slice is used up; call again.
     Working,
     Done,
 }
@@ -238,7 +243,7 @@ impl Store {
         let roots = vec![vec![Root::EMPTY]; usize::from(config.shards)];
         let slot = |sequence| Slot { sequence, file_pages: 1, roots: roots.clone() };
         let slots = [Some(slot(0)), Some(slot(1))];
-        Store::from_slots(config, slots, None)
+        Store::from_slots(config, slots)
     }
 
     /// The two slots of an empty store.
@@ -255,8 +260,8 @@ impl Store {
     }
 
     /// Opens from the two slots of the file `superblock` (each up to [`SLOT_BYTES`] long). The newest whole slot wins.
-    /// Tell the length of the file `pages` with [`Store::pages_grown`], then drive [`Store::walk_step`] to `Done`:
-    /// merges wait for it.
+    /// Tell the length of the file `pages` with [`Store::pages_grown`]. Then the store is ready; drive
+    /// [`Store::walk_step`] to `Done` meanwhile.
     pub fn open(
         config: StoreConfig,
         slot_a: Option<&[u8]>,
@@ -274,12 +279,15 @@ impl Store {
         if slots.iter().all(Option::is_none) {
             return Err(StoreError::BothSlotsBad);
         }
-        let walk = Walk::default();
-        Ok(Store::from_slots(config, slots, Some(walk)))
+        let mut store = Store::from_slots(config, slots);
+        let roots = store.shards.iter().map(|state| state.roots.clone());
+        store.walk = Some(Walk::new(store.pages.space.taken_end(), roots));
+        Ok(store)
     }
 
-    fn from_slots(config: StoreConfig, slots: [Option<Slot>; 2], walk: Option<Walk>) -> Store {
+    fn from_slots(config: StoreConfig, slots: [Option<Slot>; 2]) -> Store {
         assert!((1..=SHARDS_MAX).contains(&config.shards), "the shard count was checked at init");
+        let frontier = slots.iter().flatten().map(|s| s.file_pages).max().expect("a whole slot");
         let mut newest_first: Vec<&Slot> = slots.iter().flatten().collect();
         newest_first.sort_by_key(|slot| std::cmp::Reverse(slot.sequence));
         let shards = (0..usize::from(config.shards)).map(|i| {
@@ -301,7 +309,7 @@ impl Store {
             undo: UndoLog::default(),
             tops_out: 0,
             // How long the file is, the file says: a superblock is not believed in what becomes memory.
-            pages: Pages::new(config.cache_bytes, 1),
+            pages: Pages::new(config.cache_bytes, frontier),
             active_bytes: 0,
             frozen_bytes: 0,
             frozen_shards: 0,
@@ -313,14 +321,14 @@ impl Store {
             slots,
             pending: None,
             pins: BTreeMap::new(),
-            walk,
+            walk: None,
             scrub: scrub::Scrub::default(),
             recompute: None,
             config,
         }
     }
 
-    /// Hands over the bytes of a page that a miss, a merge or the walk asked for. After damage the page is asked for
+    /// Hands over the bytes of a page that a miss or a merge asked for. After damage the page is asked for
     /// again by whoever needs it: bring good bytes from a peer.
     ///
     /// The node reads a page at most once at a time: whoever asks for a page that is being read already, joins. Every

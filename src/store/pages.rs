@@ -28,7 +28,7 @@ pub(super) struct Expect {
     pub key: Key,
     /// A look-up missed it: it goes to the cache.
     reader: bool,
-    /// A merge or the walk asked for it: it goes to the inbox, so that the smallest cache cannot starve them.
+    /// A merge asked for it: it goes to the inbox, so that the smallest cache cannot starve it.
     worker: bool,
 }
 
@@ -46,10 +46,10 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    pub fn new(cache_bytes: usize, file_pages: u64) -> Pages {
+    pub fn new(cache_bytes: usize, frontier: u64) -> Pages {
         Pages {
             cache: Cache::new(cache_bytes),
-            space: Space::new(file_pages),
+            space: Space::new(frontier),
             expected: BTreeMap::new(),
             damaged: BTreeMap::new(),
             inbox: BTreeMap::new(),

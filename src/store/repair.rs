@@ -72,6 +72,8 @@ pub struct ChildSearch {
     content: Vec<u8>,
     children: Vec<Digest>,
     found: BTreeMap<Digest, PageNo>,
+    /// Some child's content stands in two pages.
+    twice: bool,
     next: u64,
 }
 
@@ -196,6 +198,7 @@ impl Store {
             content: content.to_vec(),
             children,
             found: BTreeMap::new(),
+            twice: false,
             next: 1,
         }))
     }
@@ -203,7 +206,8 @@ impl Store {
     /// The next pages that a search wants to see: the first and their number. `None`: the file was looked through.
     pub fn search_next(&self, search: &ChildSearch) -> Option<(PageNo, u64)> {
         let end = self.pages.space.file_pages();
-        let all = search.children.iter().all(|digest| search.found.contains_key(digest));
+        // While it is not known what is free, the whole file is looked through: content may stand twice.
+        let all = !self.walking() && search.children.iter().all(|digest| search.found.contains_key(digest));
         (!all && search.next < end).then(|| (PageNo(search.next), SEARCH_PAGES.min(end - search.next)))
     }
 
@@ -225,8 +229,8 @@ impl Store {
                 continue;
             }
             let digest = page::content_digest(bytes);
-            if search.children.contains(&digest) {
-                search.found.entry(digest).or_insert(number);
+            if search.children.contains(&digest) && self.may_be_child(search.page, number) {
+                search.twice |= search.found.insert(digest, number).is_some();
             }
         }
         search.next += count.max(1);
@@ -240,12 +244,32 @@ impl Store {
         let Some(numbers) = numbers else {
             return Rebuilt::Lost("an inner page whose children are damaged as well");
         };
+        // Links are given anew: whatever a newer tree has taken over from the old ones must not be swept up as free.
+        if search.twice && self.walk.as_ref().is_some_and(|walk| !self.is_as_opened(walk, damaged.shard)) {
+            return Rebuilt::Lost("an inner page, one of whose children stands twice in the page file");
+        }
+        let space = &self.pages.space;
+        let known = |number: &PageNo| {
+            self.may_be_child(search.page, *number) && !space.is_free(*number) && !space.is_resting(*number)
+        };
+        if !numbers.iter().all(known) {
+            return Rebuilt::Lost("an inner page whose children are not all known yet");
+        }
         let local = page::local_of_children(&numbers);
         let made = page::remake(&search.content, search.page, &local);
         match judge(search.page, &made, damaged.shard, &damaged.want) {
             Ok(()) => Rebuilt::Page(made),
             Err(what) => Rebuilt::Lost(what),
         }
+    }
+
+    fn may_be_child(&self, parent: PageNo, child: PageNo) -> bool {
+        self.walk.as_ref().is_none_or(|walk| walk.may_be_child(parent, child))
+    }
+
+    /// No checkpoint of the shard was begun since the store was opened.
+    fn is_as_opened(&self, walk: &super::walk::Walk, shard: ShardId) -> bool {
+        !self.merging(shard) && walk.starts_from(shard, &self.shards[shard.index()].roots[0])
     }
 
     /// The repaired page is on its way to the disk: until [`Store::repair_written`] its place is not reused. Says
@@ -262,6 +286,9 @@ impl Store {
     pub fn repair_written(&mut self, page: PageNo, bytes: &[u8]) -> bool {
         self.pages.space.write_ended(page).expect("only writes under way end");
         self.pages.settle(page);
+        if let Some(walk) = &mut self.walk {
+            walk.repaired(page);
+        }
         self.pages.damaged.contains_key(&page) && self.pages.page_read(page, bytes).is_ok()
     }
 

@@ -42,7 +42,7 @@ pub enum Scrubbed {
 }
 
 impl Store {
-    /// The next pages to read, `max` at most. Call only when the walk at start is done.
+    /// The next pages to read, `max` at most.
     pub fn scrub_step(&mut self, max: usize) -> Scrubbed {
         loop {
             let scrub = &mut self.scrub;

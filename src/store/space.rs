@@ -11,7 +11,7 @@ use crate::base::limits::PAGE_FILE_PAGES_MAX;
 
 /// Growth steps in pages: 1 MiB at least, 64 MiB at most, a quarter of the file in between.
 const GROW_MIN: u64 = 64;
-const GROW_MAX: u64 = 4096;
+pub(super) const GROW_MAX: u64 = 4096;
 
 /// A write of whole pages that is under way.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,11 @@ pub(super) struct Space {
     free_count: u64,
     cursor: usize,
     file_pages: u64,
+    /// The file's pages before this one are taken until [`Space::set_free`], and also those that are there only after it
+    /// has grown again to what it once was.
+    frontier: u64,
+    /// Behind the last page that was ever taken.
+    taken_end: u64,
     asked_pages: u64,
     /// First page -> run.
     writing: BTreeMap<PageNo, Writing>,
@@ -36,29 +41,28 @@ pub(super) struct Space {
 }
 
 impl Space {
-    /// A file of `file_pages` pages, all taken until [`Space::set_free`].
-    pub fn new(file_pages: u64) -> Space {
-        let file_pages = file_pages.max(1);
+    /// A file whose length will be told. Pages before the frontier may have an owner.
+    pub fn new(frontier: u64) -> Space {
         Space {
-            free: vec![0; file_pages.div_ceil(64) as usize],
+            free: vec![0],
             free_count: 0,
             cursor: 0,
-            file_pages,
-            asked_pages: file_pages,
+            file_pages: 1,
+            frontier,
+            taken_end: frontier,
+            asked_pages: 1,
             writing: BTreeMap::new(),
             pages_in_write: BTreeSet::new(),
             resting: BTreeSet::new(),
         }
     }
 
-    /// The file was measured at start: all its pages are taken until the walk frees them.
-    pub fn measured(&mut self, pages: u64) {
-        assert!(self.free_count == 0 && self.writing.is_empty(), "a file is measured before it is used");
-        *self = Space::new(pages);
-    }
-
     pub fn file_pages(&self) -> u64 {
         self.file_pages
+    }
+    /// No page from here on was ever taken.
+    pub fn taken_end(&self) -> u64 {
+        self.taken_end
     }
     pub fn free_count(&self) -> u64 {
         self.free_count
@@ -82,13 +86,15 @@ impl Space {
                 let bit = word.trailing_zeros();
                 *word &= *word - 1;
                 self.free_count -= 1;
-                return Some(PageNo(self.cursor as u64 * 64 + u64::from(bit)));
+                let page = self.cursor as u64 * 64 + u64::from(bit);
+                self.taken_end = self.taken_end.max(page + 1);
+                return Some(PageNo(page));
             }
             self.cursor = if self.cursor + 1 < self.free.len() { self.cursor + 1 } else { 0 };
         }
     }
 
-    /// Marks a page free without any rest: for the walk at start and for new pages of the file.
+    /// Marks a page free without any rest.
     pub fn set_free(&mut self, page: PageNo) {
         assert!(page.0 > 0 && page.0 < self.file_pages, "only pages of the file are ever free");
         let word = &mut self.free[(page.0 / 64) as usize];
@@ -99,6 +105,10 @@ impl Space {
 
     /// Frees a page, now or when what is under way on it has come back.
     pub fn give_back(&mut self, page: PageNo, being_read: bool) {
+        if page.0 >= self.file_pages {
+            // It went away with the end of the file.
+            return;
+        }
         if being_read || self.pages_in_write.contains(&page) {
             assert!(self.resting.insert(page), "a page is freed once");
         } else {
@@ -156,7 +166,7 @@ impl Space {
         self.asked_pages = self.file_pages;
     }
 
-    /// The file has `pages` pages; the new ones are free.
+    /// The file has `pages` pages; new ones behind the frontier are free.
     pub fn grown(&mut self, pages: u64) {
         let old = self.file_pages;
         if pages <= old {
@@ -165,7 +175,7 @@ impl Space {
         self.file_pages = pages;
         self.asked_pages = self.asked_pages.max(pages);
         self.free.resize(pages.div_ceil(64) as usize, 0);
-        (old..pages).for_each(|page| self.set_free(PageNo(page)));
+        (old.max(self.frontier)..pages).for_each(|page| self.set_free(PageNo(page)));
     }
 }
 

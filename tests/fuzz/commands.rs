@@ -192,7 +192,12 @@ impl Node {
                     continue;
                 }
                 Outcome::Again { .. } => continue,
-                Outcome::Wait(request) => request.reply(true, 1, &self.sessions[&id], &mut out),
+                Outcome::Wait(request) => {
+                    let session = self.sessions.get_mut(&id).expect("it asked");
+                    if !session.take_mute() {
+                        request.reply(true, 1, &mut Reply::new(&mut out, session.proto));
+                    }
+                }
                 Outcome::Close { .. } => {
                     self.sessions.remove(&id);
                     self.state.forget(id);

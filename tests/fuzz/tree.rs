@@ -196,10 +196,14 @@ impl Disk {
     fn walk(&mut self, store: &mut Store) -> Result<(), Lost> {
         store.pages_grown(self.pages.len() as u64);
         for _ in 0..STEPS_MAX {
-            match store.walk_step() {
-                WalkStep::NeedPages(pages) => {
+            match store.walk_step(8) {
+                WalkStep::Read(pages) => {
                     // One that cannot be had must not keep the others: some roots are given up for it.
-                    pages.into_iter().for_each(|page| drop(self.read(store, page)));
+                    for page in pages {
+                        if store.walk_read(page, self.page(page)).is_err() && store.is_damaged(page) {
+                            drop(self.repair(store, page));
+                        }
+                    }
                 }
                 WalkStep::Waiting => return Err(Lost),
                 WalkStep::Working => {}

@@ -62,14 +62,11 @@ use self::pool::BufferPool;
 use self::ring::{Completion, NOBODY, Ring, Wait};
 use self::spread::Spread;
 use self::wake::{Bell, Flusher};
-use super::{CloseReason, Event, FileId, ListenerId, Op, Open, ReceivedBytes, Seam, Token, Waker};
+use super::{CloseReason, Event, FileId, ListenerId, Op, Open, ReceivedBytes, Seam, Waker};
 use crate::base::{AlignedBuf, Mono, SharedSlice, WallMs};
 
 /// How long the end of a ring waits for operations in flight before it leaves their memory to them for good.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
-
-/// Tokens of [`Seam::read_all_now`]: no caller's token is that high.
-const READ_NOW: Token = 1 << 63;
 
 /// One event loop's ring with its files, sockets and receive buffers. Stays on the thread that made it.
 pub struct UringSeam {
@@ -446,32 +443,6 @@ impl Seam for UringSeam {
 
     fn read_now(&mut self, file: FileId, offset: u64, len: usize) -> io::Result<AlignedBuf> {
         self.read_at_once(file, offset, len)
-    }
-
-    fn read_all_now(&mut self, file: FileId, offsets: &[u64], len: usize) -> Vec<io::Result<AlignedBuf>> {
-        // What was ready before has its own tokens; it stays for the next reap.
-        let before = std::mem::take(&mut self.ready);
-        for (token, offset) in (0..).zip(offsets) {
-            self.submit_here(Op::Read { token: READ_NOW + token, file, offset: *offset, len });
-        }
-        let mut events = std::mem::replace(&mut self.ready, before);
-        let mut results: Vec<Option<io::Result<AlignedBuf>>> = offsets.iter().map(|_| None).collect();
-        let mut missing = offsets.len();
-        loop {
-            for event in events.drain(..) {
-                match event {
-                    Event::Read { token, result } if token >= READ_NOW => {
-                        results[(token - READ_NOW) as usize] = Some(result);
-                        missing -= 1;
-                    }
-                    other => self.ready.push(other),
-                }
-            }
-            if missing == 0 {
-                return results.into_iter().map(|result| result.expect("all have come")).collect();
-            }
-            self.turn(Wait::Forever, &mut events);
-        }
     }
 
     fn write_now(&mut self, file: FileId, offset: u64, data: &SharedSlice) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use super::world::*;
 use crate::base::limits::PAGE_BYTES;
-use crate::base::{ClusterId, Lsn, Prng, ShardId};
+use crate::base::{ClusterId, Prng, ShardId};
 use crate::record::key::meta_key;
 use crate::store::key::Key;
 use crate::store::*;
@@ -82,8 +82,11 @@ fn a_superblock_that_declares_a_huge_file_is_not_believed() {
     let slot = Slot { sequence: 2, file_pages: PAGE_FILE_PAGES_MAX, roots: vec![vec![Root::EMPTY]] };
     let mut store = Store::open(config.clone(), Some(&slot.encode(config.cluster)), None).unwrap();
     store.pages_grown(10);
-    assert!(matches!(store.walk_step(), WalkStep::Done));
+    while store.walk_step(64) != WalkStep::Done {}
     assert_eq!(store.file_pages(), (10, 9));
+    // Where the superblock says that more pages were, none is given away before a start has looked at them.
+    store.pages_grown(20);
+    assert_eq!(store.file_pages(), (20, 9));
 }
 
 /// Looks all keys up; each page is first offered in the forms `bad` makes of it, which must all be refused.
@@ -275,45 +278,4 @@ fn a_damaged_page_stops_a_merge_until_it_is_repaired() {
     assert_eq!(world.store.damaged_pages().count(), 0);
     world.settle();
     world.check_all();
-}
-
-#[test]
-fn a_damaged_page_stops_the_walk_until_it_is_repaired() {
-    let (world, _) = world();
-    let [a, b] = &world.disk.slots;
-    let mut store = Store::open(config(4), Some(a), Some(b)).unwrap();
-    store.pages_grown((world.disk.now.len() / PAGE_BYTES) as u64);
-    let (mut refused, mut read) = (0, 0);
-    loop {
-        assert!(matches!(store.merge_step(1), MergeStep::Idle), "merges wait for the walk");
-        assert!(store.superblock(Lsn::MAX).is_none());
-        match store.walk_step() {
-            WalkStep::Done => break,
-            WalkStep::Working => {}
-            WalkStep::Waiting => {
-                for page in store.damaged_pages().collect::<Vec<_>>() {
-                    store.page_read(page, world.disk.page(page)).unwrap();
-                }
-            }
-            WalkStep::NeedPages(pages) => {
-                for page in pages {
-                    let mut bytes = world.disk.page(page).to_vec();
-                    let bad = (refused + read) % 3 != 0;
-                    bytes[40] ^= u8::from(bad);
-                    assert_eq!(store.page_read(page, &bytes).is_err(), bad);
-                    *(if bad { &mut refused } else { &mut read }) += 1;
-                }
-            }
-        }
-    }
-    assert!(refused > 10 && read > 10, "{refused} refused, {read} read");
-    let (pages, free) = store.file_pages();
-    // What a superblock can fall back to is taken, whole; of a root kept as evidence alone a damaged part is given up.
-    let mut needed = std::collections::BTreeSet::new();
-    for root in world.store.shards.iter().flat_map(|s| s.roots.iter().take(2)).filter(|r| !r.is_empty()) {
-        world.reach_one(root, &mut needed);
-    }
-    assert!(needed.iter().all(|page| !store.pages.space.is_free(*page)));
-    let taken = pages - 1 - free;
-    assert!((needed.len() as u64..=world.protected.len() as u64).contains(&taken), "{taken} taken");
 }

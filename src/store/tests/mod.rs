@@ -4,6 +4,7 @@ mod damage;
 mod races;
 mod repair;
 mod shape;
+mod walk;
 mod world;
 
 use proptest::prelude::*;
@@ -22,7 +23,7 @@ proptest! {
         crashes: bool,
         rollbacks: bool,
     ) {
-        let mut world = World::new(seed, Shape { cache_pages, keys, long_keys, crashes, rollbacks });
+        let mut world = World::new(seed, Shape { cache_pages, keys, long_keys, crashes, rollbacks, ..Shape::default() });
         for _ in 0..3000 {
             world.step();
         }

@@ -121,11 +121,23 @@ pub struct Shape {
     pub long_keys: bool,
     pub crashes: bool,
     pub rollbacks: bool,
+    /// Pages that the walk reads are bad at times, until they are repaired.
+    pub decay: bool,
+    /// Out of a hundred pieces of disk work, how many belong to the walk.
+    pub walks: u64,
 }
 
 impl Default for Shape {
     fn default() -> Shape {
-        Shape { cache_pages: 4, keys: 1, long_keys: false, crashes: false, rollbacks: false }
+        Shape {
+            cache_pages: 4,
+            keys: 1,
+            long_keys: false,
+            crashes: false,
+            rollbacks: false,
+            decay: false,
+            walks: 20,
+        }
     }
 }
 
@@ -141,6 +153,7 @@ pub struct World {
     next_at: Lsn,
     stamp: Stamp,
     reads: Vec<PageNo>,
+    pub(super) walk_reads: Vec<PageNo>,
     writes: Vec<(PageNo, SharedSlice)>,
     flush: Option<(FlushToken, usize)>,
     superblock: Option<SuperblockImage>,
@@ -184,6 +197,7 @@ impl World {
             next_at: Lsn(144),
             stamp: Stamp(1),
             reads: Vec::new(),
+            walk_reads: Vec::new(),
             writes: Vec::new(),
             flush: None,
             superblock: None,
@@ -470,7 +484,10 @@ impl World {
     }
 
     /// One random piece of disk work.
-    fn disk_work(&mut self) {
+    pub(super) fn disk_work(&mut self) {
+        if self.store.walking() && self.rng.below(100) < self.shape.walks {
+            return self.walk_work();
+        }
         match self.rng.below(5) {
             0 => {
                 if let Some(page) = World::take(&mut self.rng, &mut self.reads) {
@@ -535,6 +552,11 @@ impl World {
                 );
             }
         }
+        self.check_protected();
+    }
+
+    /// Nothing that a superblock names may be handed out.
+    pub(super) fn check_protected(&self) {
         for page in &self.protected {
             assert!(!self.store.pages.space.is_free(*page), "a retained page is free");
         }
@@ -549,8 +571,14 @@ impl World {
     pub fn settle(&mut self) {
         self.commit(self.log.len());
         let mut rounds = 0;
-        while (0..SHARDS).any(|s| self.store.merging(ShardId(s))) || self.superblock.is_some() {
+        let busy = |world: &World| (0..SHARDS).any(|s| world.store.merging(ShardId(s)));
+        while busy(self) || self.superblock.is_some() || self.store.walking() {
             self.disk_work();
+            if self.store.walk_waits() && !busy(self) && self.superblock.is_none() {
+                // What was given up leaves the superblocks with the next checkpoints.
+                self.checkpoint(ShardId(0));
+                self.commit(self.log.len());
+            }
             rounds += 1;
             assert!(rounds < 1_000_000, "checkpoints come to an end");
         }
@@ -602,6 +630,7 @@ impl World {
         }
         self.disk.crash(std::mem::take(&mut self.writes), &mut self.rng);
         self.reads.clear();
+        self.walk_reads.clear();
         self.flush = None;
         // Of the uncommitted tail any prefix survives and is committed by the next term.
         let keep = self.rng.between(self.committed as u64, self.log.len() as u64) as usize;
@@ -620,31 +649,7 @@ impl World {
         let [a, b] = &self.disk.slots;
         self.store = Store::open(config(self.shape.cache_pages), Some(a), Some(b)).unwrap();
         self.store.pages_grown((self.disk.now.len() / PAGE_BYTES) as u64);
-        loop {
-            match self.store.walk_step() {
-                WalkStep::Done => break,
-                WalkStep::NeedPages(pages) => {
-                    for page in pages {
-                        self.store.page_read(page, page_of(&self.disk.now, page)).unwrap();
-                    }
-                }
-                WalkStep::Working | WalkStep::Waiting => {}
-            }
-        }
         self.protect();
-        let mut current = BTreeSet::new();
-        for root in self.store.shards.iter().map(|s| s.roots[0]).filter(|root| !root.is_empty()) {
-            self.reach_one(&root, &mut current);
-        }
-        let garbage: usize = self.store.shards.iter().flat_map(|s| &s.garbage).map(|(_, p)| p.len()).sum();
-        assert_eq!(
-            current.len() + garbage,
-            self.protected.len(),
-            "older roots' own pages are garbage in waiting"
-        );
-        let (pages, free) = self.store.file_pages();
-        assert_eq!(pages, (self.disk.now.len() / PAGE_BYTES) as u64);
-        assert_eq!(1 + free + self.protected.len() as u64, pages);
     }
 
     fn redo(&mut self) {

@@ -72,37 +72,6 @@ fn a_file_whose_end_is_no_block_border_is_read_to_its_end() {
 }
 
 #[test]
-fn many_places_are_read_at_once_and_other_events_wait() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut seam = UringSeam::new(UringConfig { entries: 8, ..UringConfig::default() }).unwrap();
-    let mut inbox = Inbox::new();
-    let file = seam.open(&folder.path().join("file"), Open::Create).unwrap();
-    for index in 0..100u64 {
-        seam.submit(Op::Write {
-            token: index,
-            file,
-            offset: index * 4096,
-            data: block(index as u8, 1),
-            durable: false,
-        });
-        inbox.written(&mut seam, index).unwrap();
-    }
-    seam.submit(Op::Flush { token: 7, file });
-    let places: Vec<u64> = (0..=100).rev().collect();
-    let offsets: Vec<u64> = places.iter().map(|place| place * 4096).collect();
-    let found = seam.read_all_now(file, &offsets, 4096);
-    assert_eq!(found.len(), 101);
-    for (place, bytes) in places.iter().zip(found) {
-        let bytes = bytes.unwrap();
-        let wanted = if *place == 100 { 0 } else { 4096 };
-        assert!(bytes.len() == wanted && bytes.iter().all(|&byte| u64::from(byte) == *place), "{place}");
-    }
-    inbox.flushed(&mut seam, 7).unwrap();
-    assert!(seam.read_all_now(file, &[], 4096).is_empty());
-    seam.close_file(file);
-}
-
-#[test]
 fn a_thousand_writes_at_once_all_land() {
     let folder = tempfile::tempdir().unwrap();
     // Few slots, so that both queues overflow.
