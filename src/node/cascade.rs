@@ -76,10 +76,8 @@ impl<S: Seam> Node<S> {
 
     /// A standby below says that it has left.
     pub(super) fn standby_left(&mut self, conn: ConnId) {
-        let Some(slot) = self.streams.senders.remove(&conn) else { return };
-        tracing::info!(standby = %slot.sender.peer().node, "a standby streams from elsewhere now");
-        if let Some(progress) = &mut self.streams.progress {
-            progress.disconnected(&slot.sender.peer());
+        if let Some(standby) = self.end_sender(conn) {
+            tracing::info!(%standby, "a standby streams from elsewhere now");
         }
     }
 

@@ -84,14 +84,20 @@ impl<S: Seam> Node<S> {
         }
     }
 
+    /// Nothing is streamed on this link any more. Says to whom it was.
+    pub(super) fn end_sender(&mut self, conn: ConnId) -> Option<NodeId> {
+        let peer = self.streams.senders.remove(&conn)?.sender.peer();
+        if let Some(progress) = &mut self.streams.progress {
+            progress.disconnected(&peer);
+        }
+        Some(peer.node)
+    }
+
     fn link_down(&mut self, conn: ConnId, session: &Session, process_gone: bool) {
         let node = session.peer.node;
         tracing::info!(peer = %node, process_gone, "peer link ended");
-        if let Some(slot) = self.streams.link_down(conn)
-            && let Some(progress) = &mut self.streams.progress
-        {
-            progress.disconnected(&slot.sender.peer());
-        }
+        self.end_sender(conn);
+        self.streams.link_down(conn);
         if self.streams.fetch.as_ref().is_some_and(|f| f.conn == Some(conn)) {
             self.fetch_failed(FastForwardFailure::Unreachable);
         }
@@ -309,11 +315,17 @@ impl<S: Seam> Node<S> {
             }
             Step::Refuse(refusal) => {
                 tracing::warn!(reason = ?refusal.reason, text = refusal.text, "stream refused");
+                // The other one of the two may be what the peer asked for meanwhile.
                 let message = match reader {
-                    Reader::Server(_) => Message::FetchRefuse(refusal),
-                    _ => Message::StreamRefuse(refusal),
+                    Reader::Server(_) => {
+                        self.streams.servers.remove(&conn);
+                        Message::FetchRefuse(refusal)
+                    }
+                    _ => {
+                        self.end_sender(conn);
+                        Message::StreamRefuse(refusal)
+                    }
                 };
-                self.streams.link_down(conn);
                 self.links.send(&mut self.seam, conn, self.now, &message);
                 false
             }
@@ -447,6 +459,8 @@ impl<S: Seam> Node<S> {
             };
             return self.links.send(&mut self.seam, conn, self.now, &Message::FetchRefuse(refusal));
         }
+        // A candidate that fast-forwards has left its stream, though it may have asked for one just before.
+        self.end_sender(conn);
         self.streams.servers.insert(conn, ServerSlot { server: FetchServer::new(from, to), loading: false });
         self.feed(conn);
     }

@@ -154,7 +154,7 @@ impl Streams {
     }
 
     /// A link ended.
-    pub fn link_down(&mut self, conn: ConnId) -> Option<SenderSlot> {
+    pub fn link_down(&mut self, conn: ConnId) {
         self.servers.remove(&conn);
         if self.receiver.as_ref().is_some_and(|r| r.conn == conn) {
             self.receiver = None;
@@ -162,6 +162,5 @@ impl Streams {
         if self.requested.is_some_and(|(_, c, _)| c == conn) {
             self.requested = None;
         }
-        self.senders.remove(&conn)
     }
 }

@@ -146,6 +146,10 @@ fn seeds_that_failed_before_hold() {
             panic!("{}", failure.text());
         }
     }
+    // A stream that was asked for just before a fast-forward took the fast-forward with it when it was refused.
+    if let Err(failure) = seeds::run_with(50_002, run::Weather::DamagedControl, None) {
+        panic!("{}", failure.text());
+    }
 }
 
 #[test]
