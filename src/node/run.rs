@@ -15,7 +15,8 @@ use crate::admin::{Failover, Request, Response, Verb};
 use crate::base::limits::{ADMIN_MAILBOX_MAX, REDO_WORKERS_DEFAULT_MAX};
 use crate::config::{Config, StoreChoice, WalSync};
 use crate::io::uring::{
-    Calibration, UringConfig, UringSeam, calibrate, give_back_large_buffers, raise_descriptor_limit,
+    Calibration, UringConfig, UringSeam, calibrate, give_back_holes, give_back_large_buffers,
+    raise_descriptor_limit,
 };
 use crate::io::{Seam, Waker};
 
@@ -30,6 +31,13 @@ const HISTORY_PATIENCE: Duration = Duration::from_secs(1);
 const TRIGGER_LOOK: Duration = Duration::from_millis(200);
 /// What a node opens beside its clients: files, listeners, links to peers, the admin socket's connections, HTTP.
 const DESCRIPTORS_OF_A_NODE: u64 = 256;
+
+/// How often the memory in use is looked at.
+const MEMORY_LOOK: Duration = Duration::from_secs(1);
+/// What a node may take beyond its budget before its heap is searched for holes; a quarter of what it may take in all.
+const MEMORY_SLACK: u64 = 16 << 20;
+/// A search that finds less is not repeated soon.
+const MEMORY_WORTH_IT: u64 = 4 << 20;
 
 pub use crate::admin::WantedRole as StartRole;
 
@@ -98,6 +106,11 @@ fn start(options: RunOptions) -> Result<Started, (String, u8)> {
     }
     give_back_large_buffers();
     room_for_clients(&config);
+    let budget = config.memory;
+    std::thread::Builder::new()
+        .name("memory".into())
+        .spawn(move || give_back_memory(budget))
+        .map_err(|e| (format!("the thread that gives memory back cannot be started: {e}"), 1))?;
     let (cores, why) = config.cores_on(processors());
     let mut seam = UringSeam::new(ring_config(&config, cores)).map_err(|e| (e.to_string(), 1))?;
     tracing::info!(cores, "{why}");
@@ -155,6 +168,33 @@ fn room_for_clients(config: &Config) {
         Ok(_) => {}
         Err(error) => tracing::warn!(%error, "the limit of open files cannot be read"),
     }
+}
+
+/// Small things that live long keep the heap from shrinking when what lay between them is gone: a crowd of clients that
+/// has left, for example. Above the budget such holes are given back. Ends with the process.
+fn give_back_memory(budget: u64) {
+    let mut rest = MEMORY_LOOK;
+    loop {
+        std::thread::sleep(rest);
+        rest = MEMORY_LOOK;
+        let Some(before) = resident_bytes().filter(|resident| *resident > budget + MEMORY_SLACK) else {
+            continue;
+        };
+        give_back_holes();
+        let given = before.saturating_sub(resident_bytes().unwrap_or(before));
+        tracing::debug!(resident = before, given, "memory above the budget: holes were given back");
+        if given < MEMORY_WORTH_IT {
+            rest = MEMORY_LOOK * 20;
+        }
+    }
+}
+
+/// Memory of this process that lies in RAM.
+fn resident_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kib << 10)
 }
 
 /// Size of the disk under a folder.

@@ -41,7 +41,7 @@ pub use calibrate::{Calibration, calibrate};
 pub use config::{UringConfig, ZERO_COPY_BYTES_MIN, ZeroCopy};
 pub use net::NETWORK_LOOPS_MAX;
 pub use pool::LentBuffer;
-pub use sys::{give_back_large_buffers, raise_descriptor_limit};
+pub use sys::{give_back_holes, give_back_large_buffers, raise_descriptor_limit};
 
 use std::fs::File;
 use std::io;

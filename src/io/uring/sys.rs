@@ -113,6 +113,16 @@ pub fn give_back_large_buffers() {
     let _ = LARGE;
 }
 
+/// Gives the pages of the heap that hold nothing back to the system. Everybody who allocates waits meanwhile, some
+/// milliseconds for a heap of hundreds of megabytes.
+pub fn give_back_holes() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call works under the allocator's own locks, on memory that nobody holds.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// The limit on locked memory, for messages.
 pub(super) fn memlock_limit() -> Option<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
