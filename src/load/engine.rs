@@ -253,15 +253,21 @@ impl<S: Seam> Engine<'_, S> {
         };
         self.phase = Phase::Part;
         self.ever_connected = false;
-        let begin = self.seam.now();
         for index in writers..self.clients.len() {
             let client = &mut self.clients[index];
             // The first of them goes to the first server when the connection before is gone.
             (client.reader, client.server) = (true, index - writers + self.options.readers.len() - 1);
             self.hang_up(index);
         }
+        let all_up = |engine: &Self| engine.clients.iter().all(|client| matches!(client.link, Link::Up(_)));
+        self.dial_until(self.options.readers[0], all_up)
+    }
+
+    /// Dials and waits, at most for the patience; `server` is named when that was in vain.
+    fn dial_until(&mut self, server: SocketAddr, done: impl Fn(&Self) -> bool) -> Result<(), LoadError> {
+        let begin = self.seam.now();
         let mut reason = String::from("no answer");
-        while !self.clients.iter().all(|client| matches!(client.link, Link::Up(_))) {
+        while !done(self) {
             if let Err(LoadError::Unreachable { reason: why, .. }) = self.turn_dialling(begin + PATIENCE) {
                 reason = why;
             }
@@ -269,7 +275,7 @@ impl<S: Seam> Engine<'_, S> {
                 return Err(failure);
             }
             if self.seam.now().since(begin) >= PATIENCE {
-                return Err(LoadError::Unreachable { server: self.options.readers[0], reason });
+                return Err(LoadError::Unreachable { server, reason });
             }
         }
         Ok(())
@@ -321,19 +327,7 @@ impl<S: Seam> Engine<'_, S> {
 
     /// The clock of the run starts with the first connection: start-up of the load is not the server's fault.
     fn connect_first(&mut self) -> Result<(), LoadError> {
-        let begin = self.seam.now();
-        let mut reason = String::from("no answer");
-        while !self.ever_connected {
-            if let Err(LoadError::Unreachable { reason: why, .. }) = self.turn_dialling(begin + PATIENCE) {
-                reason = why;
-            }
-            if let Some(failure) = self.failure.take() {
-                return Err(failure);
-            }
-            if self.seam.now().since(begin) >= PATIENCE {
-                return Err(LoadError::Unreachable { server: self.options.servers[0], reason });
-            }
-        }
+        self.dial_until(self.options.servers[0], |engine| engine.ever_connected)?;
         self.began = self.seam.now();
         Ok(())
     }
